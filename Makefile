@@ -1,0 +1,37 @@
+# Everything a fresh machine needs: `make train` and `make test` each set up .venv and do their job.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_DIR ?= runs/ml10
+
+.PHONY: setup train test evaluate check smoke clean
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "hmrl needs Python 3.11 or newer: make PYTHON=python3.11 ..."'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+train: setup  ## Train HiMeta on ML10; run it again to continue after an interruption.
+	$(BIN)/hmrl fit --config configs/ml10.yaml --run_dir $(RUN_DIR) --ckpt_path last
+
+evaluate: setup  ## The table of a trained agent, on the reference simulator.
+	$(BIN)/hmrl test --config configs/ml10.yaml --run_dir $(RUN_DIR) --ckpt_path $(RUN_DIR)/checkpoints/best.ckpt
+
+test: setup
+	$(BIN)/python -m pytest
+
+smoke: setup  ## Fit, evaluate and test real ML10 in about two minutes.
+	$(BIN)/hmrl fit --config configs/ml10.yaml --config configs/smoke.yaml
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""``python -m hmrl``."""
+
+from hmrl.cli import main
+
+main()

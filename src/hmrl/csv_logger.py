@@ -1,0 +1,41 @@
+"""A CSV log that survives a restart."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """Lightning's CSV logger, except that a continued run continues ``metrics.csv``.
+
+    Lightning deletes the file when its directory is used again. Here, rows up to the resumed step are
+    kept and later ones, which the continued run repeats, are dropped.
+
+    Args:
+        directory: folder of ``metrics.csv``.
+    """
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory, name="", version="", flush_logs_every_n_steps=1)
+        self.resumed_at = 0  # environment steps; a fresh run starts the file anew
+
+    @property
+    def experiment(self) -> Any:
+        """Lightning's writer, primed with the rows to keep."""
+        if self._experiment is None:
+            path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+            kept: list[dict[str, Any]] = []
+            if path.is_file():
+                with path.open(newline="") as file:
+                    rows = list(csv.DictReader(file))
+                kept = [r for r in rows if float(r["step"]) <= self.resumed_at]
+                path.unlink()
+            writer: Any = super().experiment
+            writer.metrics.extend({k: v for k, v in row.items() if v != ""} for row in kept)
+            return writer
+        return super().experiment

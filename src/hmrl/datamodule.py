@@ -1,0 +1,295 @@
+"""Rollouts as Lightning data: streamed from environments with the weights of the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
+
+import pytorch_lightning as pl
+import torch
+
+from hmrl.config import as_config
+from hmrl.distributed import rank_and_world_size
+from hmrl.envs import Backend, benchmark, make_envs
+from hmrl.envs.benchmarks import ACTION_DIM, EGO_INDICES, HORIZON, OBSERVATION_DIM, BenchmarkName, Goals
+from hmrl.replay import TrajectoryReplay
+from hmrl.rollout import collect, seeded
+from hmrl.types import Acting, Rollout, Split, TaskEnvs, UserError
+
+# Independent streams of goals and of random numbers: what is drawn in one never depends on another.
+# Learning (hmrl.module) has stream 1.
+_TRAIN, _VALIDATION, _TEST = 0, 2, 3
+_SPLITS: tuple[Split, Split] = ("train", "test")
+
+
+T = TypeVar("T")
+
+
+@dataclass
+class Batch:
+    """One iteration's data: a fresh rollout, and the replay that already contains it."""
+
+    rollout: Rollout
+    replay: TrajectoryReplay
+
+
+@dataclass
+class EvaluationConfig:
+    """One way to evaluate.
+
+    Args:
+        goals: fixed goals a family; each gets one episode per mode.
+        envs_per_family: environments that share them; must divide ``goals``.
+        backend: simulator; None for the data module's own.
+    """
+
+    goals: int = 5
+    envs_per_family: int = 5
+    backend: Backend | None = None
+
+    def __post_init__(self) -> None:
+        if self.envs_per_family < 1 or self.goals < 1 or self.goals % self.envs_per_family:
+            raise UserError(
+                f"{self.goals} evaluation goals do not divide over envs_per_family={self.envs_per_family}: "
+                "choose a divisor, so that every goal counts once"
+            )
+
+
+class RolloutStream(Generic[T]):
+    """A sized iterable of rollouts, each collected when it is asked for.
+
+    The length matters: without one, Lightning prefetches a batch, which would then have been collected
+    with weights one update old.
+    """
+
+    def __init__(
+        self, length: int, draw: Callable[[int], T], close: Callable[[], None] | None = None
+    ) -> None:
+        self._length, self._draw, self._close = length, draw, close
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            for i in range(self._length):
+                yield self._draw(i)
+        finally:
+            if self._close:
+                self._close()
+
+
+def default_modes() -> dict[str, Acting]:
+    """The two ways of acting that every evaluation reports."""
+    return {"sampled": Acting(action="sample"), "mean_action": Acting(action="mean")}
+
+
+class MetaWorldDataModule(pl.LightningDataModule):
+    """Streams whole-episode rollouts from Meta-World; owns the environments and the replay.
+
+    Args:
+        benchmark: ML1, ML10, ML25, ML45 or custom.
+        train_families, test_families: for ML1 (one, in train) and custom.
+        backend: envpool, metaworld, or metaworld_async (a process an environment).
+        envs_per_family: training environments a family, over all ranks.
+        goals_per_family: fixed training goals a family, or None for a fresh goal every episode.
+        horizon: simulator steps of an episode.
+        replay_trajectories: episodes the replay remembers, over all ranks.
+        validation, test: how to evaluate during and after training.
+        modes: by name, the ways of acting that are evaluated.
+        seed: of goals and of acting.
+    """
+
+    observation_dim = OBSERVATION_DIM
+    action_dim = ACTION_DIM
+    ego_indices = EGO_INDICES
+
+    def __init__(
+        self,
+        benchmark: BenchmarkName = "ML10",
+        train_families: Sequence[str] = (),
+        test_families: Sequence[str] = (),
+        backend: Backend = "envpool",
+        envs_per_family: int = 10,
+        goals_per_family: int | None = None,
+        horizon: int = HORIZON,
+        replay_trajectories: int = 1000,
+        validation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
+        test: EvaluationConfig = EvaluationConfig(50, 5, "metaworld"),  # noqa: B008
+        modes: dict[str, Acting] | None = None,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        if goals_per_family is not None and goals_per_family < 1:
+            raise UserError(
+                f"data.goals_per_family is {goals_per_family}: use 1 or more, or null for fresh goals"
+            )
+        if replay_trajectories < 1:
+            raise UserError(f"data.replay_trajectories is {replay_trajectories}: use 1 or more")
+        self.benchmark = _benchmark(benchmark, train_families, test_families)
+        self.backend: Backend = backend
+        self.envs_per_family, self.goals_per_family = envs_per_family, goals_per_family
+        self.horizon, self.seed = horizon, seed
+        self.validation = as_config(EvaluationConfig, validation)
+        self.test = as_config(EvaluationConfig, test)
+        self.modes = {k: as_config(Acting, v) for k, v in (modes or default_modes()).items()}
+        self.save_hyperparameters(
+            {
+                "benchmark": benchmark,
+                "train_families": list(train_families),
+                "test_families": list(test_families),
+                "backend": backend,
+                "envs_per_family": envs_per_family,
+                "goals_per_family": goals_per_family,
+                "horizon": horizon,
+                "replay_trajectories": replay_trajectories,
+                "validation": asdict(self.validation),
+                "test": asdict(self.test),
+                "modes": {k: asdict(v) for k, v in self.modes.items()},
+                "seed": seed,
+            },
+            logger=False,
+        )
+        self._replay_trajectories = replay_trajectories
+        self.replay = TrajectoryReplay(replay_trajectories)
+        self._rollouts = 0
+        self._envs: TaskEnvs | None = None
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Training families: what the module's per-family statistics are about."""
+        return self.benchmark.train
+
+    def setup(self, stage: str) -> None:
+        """Build nothing yet, but refuse early what could not be built."""
+        _, world_size = rank_and_world_size()
+        if stage == "fit" and self.envs_per_family % world_size:
+            raise UserError(
+                f"data.envs_per_family={self.envs_per_family} does not divide over {world_size} processes: "
+                f"use a multiple of {world_size}"
+            )
+
+    # --- streams ---------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> RolloutStream[Batch]:
+        """One rollout an epoch, collected with the weights that the last iteration left."""
+        return RolloutStream(1, lambda _: self._draw_training())
+
+    def val_dataloader(self) -> list[RolloutStream[Rollout]]:
+        """Train families, then test families, in every mode."""
+        return [self._evaluation(split, self.validation, _VALIDATION) for split in _SPLITS]
+
+    def test_dataloader(self) -> list[RolloutStream[Rollout]]:
+        """Train families, then test families, in every mode."""
+        return [self._evaluation(split, self.test, _TEST) for split in _SPLITS]
+
+    def _draw_training(self) -> Batch:
+        rank, world_size = rank_and_world_size()
+        if self._envs is None:
+            goals = Goals("train", self.seed, self.goals_per_family, _TRAIN)
+            self._envs = make_envs(
+                self.backend,
+                self.benchmark,
+                goals,
+                self.envs_per_family,
+                horizon=self.horizon,
+                rank=rank,
+                world_size=world_size,
+            )
+        module = self._module
+        with seeded(self.seed, _TRAIN, rank, self._rollouts):
+            rollout = collect(
+                self._envs,
+                module.policy,
+                episode=self._rollouts,
+                acting=module.acting,
+                families=self.families,
+                split="train",
+                mode="training",
+                device=module.device,
+            )
+        self._rollouts += 1
+        self.replay.append(rollout)
+        return Batch(rollout, self.replay)
+
+    def _evaluation(self, split: Split, config: EvaluationConfig, stream: int) -> RolloutStream[Rollout]:
+        rank, world_size = rank_and_world_size()
+        # Fixed training goals are the benchmark's goals, so evaluation means the same ones.
+        fixed = self.goals_per_family
+        goals = Goals(split, self.seed, min(fixed or config.goals, config.goals), _TRAIN if fixed else stream)
+        rounds = config.goals // config.envs_per_family
+        modes = list(self.modes.items())
+        envs: list[TaskEnvs] = []
+
+        def draw(i: int) -> Rollout:
+            if not envs:
+                backend = config.backend or self.backend
+                envs.append(
+                    make_envs(
+                        backend,
+                        self.benchmark,
+                        goals,
+                        config.envs_per_family,
+                        horizon=self.horizon,
+                        rank=rank,
+                        world_size=world_size,
+                    )
+                )
+            (name, acting), episode = modes[i // rounds], i % rounds
+            module = self._module
+            with seeded(self.seed, stream, rank, int(split == "test"), i):
+                return collect(
+                    envs[0],
+                    module.policy,
+                    episode=episode,
+                    acting=acting,
+                    families=self.benchmark.families(split),
+                    split=split,
+                    mode=name,
+                    device=module.device,
+                )
+
+        def close() -> None:
+            while envs:
+                envs.pop().close()
+
+        return RolloutStream(len(modes) * rounds, draw, close)
+
+    @property
+    def _module(self) -> Any:
+        assert self.trainer is not None
+        return self.trainer.lightning_module
+
+    # --- Lightning -------------------------------------------------------------------------------
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Rollouts go to the learner's device; the replay stays on the CPU and is sampled from there."""
+        if isinstance(batch, Batch):
+            return Batch(batch.rollout.to(device), batch.replay)
+        return batch.to(device)
+
+    def teardown(self, stage: str) -> None:
+        """Free the simulators."""
+        if self._envs is not None:
+            self._envs.close()
+            self._envs = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collective. The number of rollouts drawn and every rank's replay."""
+        _, world_size = rank_and_world_size()
+        replays: list[Any] = [self.replay.state_dict()]
+        if world_size > 1:
+            replays = [None] * world_size
+            torch.distributed.all_gather_object(replays, self.replay.state_dict())
+        return {"rollouts": self._rollouts, "replays": replays}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; each rank takes its own replay."""
+        rank, _ = rank_and_world_size()
+        self._rollouts = int(state_dict["rollouts"])
+        if rank < len(state_dict["replays"]):
+            self.replay.load_state_dict(state_dict["replays"][rank])
+
+
+_benchmark = benchmark  # the constructor has an argument of that name

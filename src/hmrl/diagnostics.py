@@ -1,0 +1,52 @@
+"""What a training rollout says about the agent; logged every iteration, never learnt from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hmrl.distributed import sum_over_ranks
+from hmrl.functional import agreement, entropy, mutual_information
+from hmrl.types import Rollout
+
+
+def rollout_metrics(rollout: Rollout) -> dict[str, Tensor]:
+    """Collective. Success and return per family, and how belief and macro-action are used.
+
+    ``success`` is at any step; ``success_time_avg`` is the time average of "succeeded so far", which the
+    authors' code logs as training success.
+    """
+    success = rollout.ever_success.double()
+    so_far = rollout.success.double().cummax(0).values.mean(0)
+    columns = torch.stack([torch.ones_like(success), success, so_far, rollout.episode_return.double()], dim=1)
+    sums = torch.zeros(len(rollout.families), 4, dtype=torch.float64, device=success.device)
+    count, won, time_average, total = sum_over_ranks(sums.index_add_(0, rollout.family, columns)).T
+    metrics = {
+        "rollout/success/mean": (won / count).mean(),
+        "rollout/success_time_avg/mean": (time_average / count).mean(),
+        "rollout/return/mean": (total / count).mean(),
+    }
+    for i, family in enumerate(rollout.families):
+        metrics[f"rollout/success/{family}"] = won[i] / count[i]
+        metrics[f"rollout/return/{family}"] = total[i] / count[i]
+    if rollout.task_belief.shape[-1]:
+        metrics |= belief_metrics(rollout)
+    if rollout.macro_action.shape[-1]:
+        metrics["vae/agreement"] = agreement(rollout.action, rollout.macro_action).mean()
+    return metrics
+
+
+def belief_metrics(rollout: Rollout) -> dict[str, Tensor]:
+    """Entropy of beliefs, E H(q), and of their mean, H(E q), category use, and I(category; family).
+
+    A collapsed encoder shows a marginal entropy near 0, an uninformative one no family information.
+    """
+    belief = rollout.task_belief.flatten(0, 1)
+    family = rollout.family.expand(rollout.task_belief.shape[:2]).flatten()
+    mean = belief.mean(0)
+    return {
+        "encoder/entropy": entropy(belief).mean(),
+        "encoder/marginal_entropy": entropy(mean),
+        "encoder/largest_category": mean.max(),
+        "encoder/family_information": mutual_information(belief, family, len(rollout.families)),
+    }

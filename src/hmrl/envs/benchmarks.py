@@ -1,0 +1,126 @@
+"""Families, splits and goals of Meta-World's meta-learning benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+
+from hmrl.types import Split, UserError
+
+OBSERVATION_DIM = 39
+ACTION_DIM = 4
+HORIZON = 500
+# Hand xyz and gripper opening, now (0-3) and one simulator step ago (18-21).
+EGO_INDICES = (0, 1, 2, 3, 18, 19, 20, 21)
+GOAL_INDICES = (36, 37, 38)
+
+BenchmarkName = Literal["ML1", "ML10", "ML25", "ML45", "custom"]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Names without Meta-World's ``-v3`` suffix, in Meta-World's order."""
+
+    name: BenchmarkName
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def families(self, split: Split) -> tuple[str, ...]:
+        """The families of one split."""
+        return self.train if split == "train" else self.test
+
+
+@dataclass(frozen=True)
+class Goals:
+    """Which goals environments draw.
+
+    A goal is Meta-World's random vector: where objects start and where they must go.
+
+    Args:
+        split: train and test goals never share a seed, in ML1 neither.
+        seed: root of the goals' seeds.
+        per_family: so many fixed goals a family, or a fresh one for every episode (None).
+        stream: which of several independent streams: training, validation, test.
+    """
+
+    split: Split
+    seed: int
+    per_family: int | None
+    stream: int
+
+    def seed_for(self, family: str, *index: int) -> int:
+        """A 31-bit seed for ``index`` (a goal slot, or an environment and a generation) of ``family``."""
+        key = [self.seed, self.stream, int(self.split == "test"), *family.encode(), 0, *index]
+        return int(np.random.SeedSequence(key).generate_state(1)[0] >> 1)
+
+
+@cache
+def all_families() -> tuple[str, ...]:
+    """Meta-World's fifty families."""
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    return tuple(short_name(name) for name in ALL_V3_ENVIRONMENTS)
+
+
+def short_name(name: str) -> str:
+    """``reach-v3`` -> ``reach``."""
+    return name.removesuffix("-v3")
+
+
+def metaworld_name(family: str) -> str:
+    """``reach`` -> ``reach-v3``."""
+    return f"{family}-v3"
+
+
+def benchmark(name: BenchmarkName, train: Sequence[str] = (), test: Sequence[str] = ()) -> Benchmark:
+    """The families of a benchmark.
+
+    Args:
+        name: ML10, ML25 and ML45 know their families; ML1 takes one in ``train``, whose test split has
+            other goals; custom takes both lists.
+
+    Raises:
+        UserError: for an unknown family, or lists that do not fit the benchmark.
+    """
+    from metaworld import env_dict
+
+    train, test = [short_name(f) for f in train], [short_name(f) for f in test]
+    for family in [*train, *test]:
+        if family not in all_families():
+            raise UserError(
+                f"unknown Meta-World family {family!r}; the families are {', '.join(all_families())}"
+            )
+    if name == "ML1":
+        if len(train) != 1 or (test and test != train):
+            raise UserError(
+                "benchmark ML1 wants exactly one family in data.train_families and none in "
+                f"data.test_families; got {train} and {test}"
+            )
+        return Benchmark(name, (train[0],), (train[0],))
+    if name == "custom":
+        if not train or not test:
+            raise UserError(
+                "benchmark custom wants families in both data.train_families and data.test_families"
+            )
+        if twice := sorted(set(train) & set(test)):
+            raise UserError(
+                f"families in both train and test: {', '.join(twice)}; test families must be held out"
+            )
+        for which, names in (("train", train), ("test", test)):
+            if len(set(names)) != len(names):
+                raise UserError(f"data.{which}_families names a family twice: {', '.join(names)}")
+        return Benchmark(name, tuple(train), tuple(test))
+    if train or test:
+        raise UserError(
+            f"benchmark {name} has its own families; use benchmark custom (or ML1) to choose them"
+        )
+    splits = getattr(env_dict, f"{name}_V3")
+    return Benchmark(
+        name,
+        tuple(short_name(f) for f in splits["train"]),
+        tuple(short_name(f) for f in splits["test"]),
+    )

@@ -1,0 +1,116 @@
+"""Meta-World v3 simulated by EnvPool in C++: five to six times the Python simulator's speed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hmrl.envs.benchmarks import Goals, metaworld_name
+from hmrl.types import EnvStep, FloatArray
+
+# A pool is rebuilt after so many fresh-goal episodes, so that a resumed run has a bounded number of
+# resets to catch up with.
+_EPISODES_PER_POOL = 64
+
+
+class EnvPoolEnvs:
+    """One pool a family, stepped side by side.
+
+    EnvPool fixes its goals by the seed at creation: the n-th goal of an environment depends on its seed
+    and n alone. Fixed goals therefore need new pools at each reset; fresh ones need a reset.
+
+    Args:
+        families: of each environment; equal ones must be adjacent.
+        goals: which goals.
+        slots: for fixed goals, the slot of each environment in episode 0; it advances by ``stride``.
+        stride: environments of this family over all ranks.
+        horizon: simulator steps of an episode.
+        goal_visible: show the goal in the observation; scripted experts need it, agents never get it.
+    """
+
+    def __init__(
+        self,
+        families: Sequence[str],
+        goals: Goals,
+        slots: Sequence[int],
+        stride: int,
+        horizon: int,
+        goal_visible: bool = False,
+    ) -> None:
+        self.families, self.horizon = tuple(families), horizon
+        self._goals, self._slots, self._stride = goals, slots, stride
+        self._goal_visible = goal_visible
+        self._names = list(dict.fromkeys(families))
+        self._members = [[i for i, f in enumerate(families) if f == name] for name in self._names]
+        self._pools: list[Any] = []
+        self._generation = -1
+        self._next_episode = 0  # within the generation
+
+    def reset(self, episode: int) -> FloatArray:
+        """Start episode number ``episode`` everywhere; returns observations ``[B, 39]``."""
+        if self._goals.per_family is not None:
+            goal_count = self._goals.per_family
+            self._build([(slot + episode * self._stride) % goal_count for slot in self._slots])
+            return self._reset_pools()
+        generation, target = divmod(episode, _EPISODES_PER_POOL)
+        if generation != self._generation or target < self._next_episode:
+            self._build([(slot, generation) for slot in self._slots])
+            self._generation, self._next_episode = generation, 0
+        while True:  # catch up with the episodes that an interrupted run had already drawn
+            observation = self._reset_pools()
+            self._next_episode += 1
+            if self._next_episode > target:
+                return observation
+
+    def step(self, action: FloatArray) -> EnvStep:
+        """One simulator step with actions ``[B, 4]``."""
+        for pool, members in zip(self._pools, self._members, strict=True):
+            pool.send(action[members])
+        observation = np.empty((len(self.families), 39), dtype=np.float32)
+        reward = np.empty(len(self.families), dtype=np.float32)
+        success = np.empty(len(self.families), dtype=np.bool_)
+        for pool, members in zip(self._pools, self._members, strict=True):
+            pool_observation, pool_reward, _, _, info = pool.recv()
+            index = np.asarray(members)[info["env_id"]]
+            observation[index] = pool_observation
+            reward[index] = pool_reward
+            success[index] = info["success"] > 0.5
+        return EnvStep(observation, reward, success)
+
+    def close(self) -> None:
+        """Free the simulators."""
+        for pool in self._pools:
+            pool.close()
+        self._pools = []
+        self._generation = -1
+
+    def _reset_pools(self) -> FloatArray:
+        observation = np.empty((len(self.families), 39), dtype=np.float32)
+        for pool, members in zip(self._pools, self._members, strict=True):
+            pool_observation, info = pool.reset()
+            observation[np.asarray(members)[info["env_id"]]] = pool_observation
+        return observation
+
+    def _build(self, keys: Sequence[int | tuple[int, int]]) -> None:
+        import envpool
+        from envpool.mujoco.metaworld.registration import metaworld_task_id
+
+        self.close()
+        threads = -(-(os.cpu_count() or 1) // len(self._names))
+        for name, members in zip(self._names, self._members, strict=True):
+            index = [keys[i] for i in members]
+            seeds = [self._goals.seed_for(name, *(k if isinstance(k, tuple) else (k,))) for k in index]
+            self._pools.append(
+                envpool.make(
+                    metaworld_task_id(metaworld_name(name)),
+                    "gymnasium",
+                    num_envs=len(members),
+                    num_threads=min(threads, len(members)),
+                    env_seed=seeds,
+                    max_episode_steps=self.horizon,
+                    partially_observable=not self._goal_visible,
+                )
+            )

@@ -1,0 +1,149 @@
+"""The reference simulator: Meta-World in Python, through Gymnasium's vector environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Benchmark, Goals, metaworld_name, short_name
+from hmrl.types import EnvStep, FloatArray, UserError
+
+GOALS_PER_FAMILY = 50
+
+
+@cache
+def _benchmark_tasks(bench: Benchmark, seed: int) -> Any:
+    """Meta-World's own benchmark object, which holds its 50 goals a family and split."""
+    import metaworld
+
+    if bench.name == "ML1":
+        return metaworld.ML1(metaworld_name(bench.train[0]), seed=seed)
+    if bench.name == "custom":
+        names = [[metaworld_name(f) for f in families] for families in (bench.train, bench.test)]
+        return metaworld.CustomML(*names, seed=seed)
+    return getattr(metaworld, bench.name)(seed=seed)
+
+
+class GoalEnv(gym.Env[FloatArray, FloatArray]):
+    """One Meta-World environment that takes its goal at ``reset``, hidden from the observation.
+
+    Args:
+        family: name without ``-v3``.
+        tasks: Meta-World's ``Task`` objects of this family.
+        horizon: simulator steps of an episode.
+        goal_visible: show the goal in the observation.
+    """
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (OBSERVATION_DIM,), np.float64)
+    action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
+
+    def __init__(self, family: str, tasks: Sequence[Any], horizon: int, goal_visible: bool = False) -> None:
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+        self.simulator = ALL_V3_ENVIRONMENTS[metaworld_name(family)]()
+        self._tasks, self._horizon, self._goal_visible = tasks, horizon, goal_visible
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: draws a fresh goal, or, with ``options={"slot": True}``, chooses one of the tasks.
+        """
+        if seed is None:
+            raise ValueError("reset() of a GoalEnv needs a seed: the goal is a function of it")
+        by_slot = bool(options and options.get("slot"))
+        simulator = self.simulator
+        simulator.set_task(self._tasks[seed if by_slot else 0])
+        if self._goal_visible:
+            simulator._partially_observable = False
+            simulator.__dict__.pop("sawyer_observation_space", None)  # cached for hidden goals
+        if not by_slot:
+            # What Meta-World does to draw its own goals, on a generator of this environment's.
+            simulator._freeze_rand_vec, simulator.seeded_rand_vec = False, True
+            simulator.seed(seed)
+        observation, info = simulator.reset()
+        return observation, info
+
+    def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        """One simulator step; ``info`` holds ``success`` alone."""
+        observation, reward, _, _, info = self.simulator.step(action)
+        truncated = self.simulator.curr_path_length >= self._horizon
+        return observation, float(reward), False, truncated, {"success": float(info["success"])}
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self.simulator.close()
+
+
+class MetaWorldEnvs:
+    """The same as :class:`~hmrl.envs.envpool.EnvPoolEnvs`, on the reference simulator.
+
+    Fixed goals are the benchmark's own 50 (the first ``goals.per_family`` of them).
+
+    Args:
+        bench: whose goals.
+        families, goals, slots, stride, horizon, goal_visible: as for EnvPool.
+        asynchronous: a process an environment (many cores), or all in this one.
+
+    Raises:
+        UserError: if more fixed goals are asked for than the benchmark has.
+    """
+
+    def __init__(
+        self,
+        bench: Benchmark,
+        families: Sequence[str],
+        goals: Goals,
+        slots: Sequence[int],
+        stride: int,
+        horizon: int,
+        goal_visible: bool = False,
+        asynchronous: bool = False,
+    ) -> None:
+        if goals.per_family is not None and goals.per_family > GOALS_PER_FAMILY:
+            raise UserError(
+                f"Meta-World has {GOALS_PER_FAMILY} goals a family, {goals.per_family} were asked for: "
+                "lower the number of goals or use the envpool backend"
+            )
+        self.families, self.horizon = tuple(families), horizon
+        self._goals, self._slots, self._stride = goals, slots, stride
+        tasks: dict[str, list[Any]] = {family: [] for family in families}
+        official = _benchmark_tasks(bench, goals.seed)
+        for task in official.train_tasks if goals.split == "train" else official.test_tasks:
+            if (family := short_name(task.env_name)) in tasks:
+                tasks[family].append(task)
+        make: list[Callable[[], GoalEnv]] = [
+            partial(GoalEnv, family, tasks[family], horizon, goal_visible) for family in families
+        ]
+        self._envs: AsyncVectorEnv | SyncVectorEnv
+        if asynchronous:
+            self._envs = AsyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED, context="spawn")
+        else:
+            self._envs = SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
+
+    def reset(self, episode: int) -> FloatArray:
+        """Start episode number ``episode`` everywhere; returns observations ``[B, 39]``."""
+        fixed = self._goals.per_family
+        if fixed is not None:
+            seeds: list[int | None] = [(slot + episode * self._stride) % fixed for slot in self._slots]
+        else:
+            named = zip(self.families, self._slots, strict=True)
+            seeds = [self._goals.seed_for(family, slot, episode) for family, slot in named]
+        observation, _ = self._envs.reset(seed=seeds, options={"slot": fixed is not None})
+        return np.asarray(observation)
+
+    def step(self, action: FloatArray) -> EnvStep:
+        """One simulator step with actions ``[B, 4]``."""
+        observation, reward, _, _, info = self._envs.step(action)
+        return EnvStep(observation, reward, np.asarray(info["success"]) > 0.5)
+
+    def close(self) -> None:
+        """Free the simulators."""
+        self._envs.close()

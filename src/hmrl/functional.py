@@ -1,0 +1,217 @@
+"""The method's formulae as pure functions over tensors. Time comes first: ``[T, B, ...]``."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+from torch.nn.functional import one_hot
+
+from hmrl.distributed import sum_over_ranks
+
+GoalStrategy = Literal["constant_discretisation", "constant_margin", "sub_task"]
+Occupancy = Literal["exp", "linear", "log", "none"]
+
+# --- returns -------------------------------------------------------------------------------------
+
+
+def gae(reward: Tensor, value: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over episodes cut by a time limit.
+
+    A time limit is no termination, so the last step bootstraps from V(s_T, y_T) too.
+
+    Args:
+        reward: ``[T, B]``.
+        value: ``[T+1, B]``.
+
+    Returns:
+        Advantages and the lambda-returns that the critic regresses on, each ``[T, B]``.
+    """
+    delta = reward + gamma * value[1:] - value[:-1]
+    advantage = torch.empty_like(delta)
+    carry = torch.zeros_like(delta[0])
+    for t in reversed(range(len(delta))):
+        carry = delta[t] + gamma * lam * carry
+        advantage[t] = carry
+    return advantage, advantage + value[:-1]
+
+
+def discounted_sums(reward: Tensor, gamma: float) -> Tensor:
+    """R_t = gamma R_{t-1} + r_t, the running sum whose deviation scales rewards. ``[T, B]``"""
+    sums = torch.empty_like(reward)
+    carry = torch.zeros_like(reward[0])
+    for t in range(len(reward)):
+        carry = gamma * carry + reward[t]
+        sums[t] = carry
+    return sums
+
+
+def log_reward(reward: Tensor) -> Tensor:
+    """Reward transform of the authors' code: 0.1 log(((e^3 - 1)/3) r + 1), linear with slope 0.3 above 3.
+
+    The logarithm reaches 3 at r = 3; both pieces meet there.
+    """
+    inner = torch.log((math.e**3 - 1) / 3 * reward.clamp(0, 3) + 1)
+    return 0.1 * torch.where(reward > 3, 3 + 0.3 * (reward - 3), inner)
+
+
+def standardize(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Collective. Zero mean and unit variance within each group of columns, over all ranks.
+
+    Args:
+        x: ``[T, B]``.
+        group: group of each column, ``[B]`` long.
+        groups: their number.
+    """
+    ones = torch.ones_like(x[0], dtype=torch.float64) * len(x)
+    x64 = x.double()
+    zeros = torch.zeros(groups, dtype=torch.float64, device=x.device)
+    count = sum_over_ranks(zeros.index_add(0, group, ones)).clamp(min=1)
+    mean = sum_over_ranks(zeros.index_add(0, group, x64.sum(0))) / count
+    centred = x64 - mean[group]
+    var = sum_over_ranks(zeros.index_add(0, group, centred.square().sum(0))) / count
+    return (centred / (var[group].sqrt() + 1e-8)).to(x.dtype)
+
+
+def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
+    """1 - Var(target - prediction) / Var(target); 1 is perfect, 0 is a constant's."""
+    return 1 - (target - prediction).var() / target.var().clamp(min=1e-12)
+
+
+# --- low level -----------------------------------------------------------------------------------
+
+
+class PolicyLoss(NamedTuple):
+    """The clipped objective and what to watch of it; scalars."""
+
+    loss: Tensor
+    approx_kl: Tensor
+    clip_fraction: Tensor
+
+
+def clipped_policy_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float) -> PolicyLoss:
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated; inputs ``[N]``.
+
+    ``approx_kl`` is the unbiased, always positive estimate E[(r - 1) - log r] (Schulman 2020).
+    """
+    log_ratio = log_prob - old_log_prob
+    ratio = log_ratio.exp()
+    loss = -torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+    with torch.no_grad():
+        approx_kl = ((ratio - 1) - log_ratio).mean()
+        clip_fraction = ((ratio - 1).abs() > clip).float().mean()
+    return PolicyLoss(loss, approx_kl, clip_fraction)
+
+
+def agreement(action: Tensor, macro_action: Tensor) -> Tensor:
+    """Share of dimensions where the action goes the macro-action's way, mean_d 1[a_d z_d >= 0]. ``[...]``"""
+    product = action * macro_action
+    return (product >= 0).to(action.dtype).mean(-1)
+
+
+# --- intermediate level --------------------------------------------------------------------------
+
+
+def goal_steps(strategy: GoalStrategy, probabilities: Tensor, n: int, n_max: int) -> Tensor:
+    """The decision index in 1..T whose ego-state is the goal of step t (HiMeta, goal-state strategies).
+
+    - ``constant_discretisation`` (CD): the next multiple of n;
+    - ``constant_margin`` (CM): n decisions ahead;
+    - ``sub_task`` (ST): the first step of the next segment, segments ending where the most probable
+      category changes; never more than ``n_max`` ahead.
+    All end at T.
+
+    Args:
+        probabilities: beliefs, ``[T+1, B, K]``; only ST looks at them.
+
+    Returns:
+        Indices ``[T, B]``, long.
+    """
+    last, batch = probabilities.shape[0] - 1, probabilities.shape[1]
+    t = torch.arange(last, device=probabilities.device).unsqueeze(1).expand(last, batch)
+    if strategy == "constant_discretisation":
+        goal = (t // n + 1) * n
+    elif strategy == "constant_margin":
+        goal = t + n
+    else:
+        category = probabilities.argmax(-1)
+        changed = category[1:] != category[:-1]  # at step t+1, for t in 0..T-1
+        at = torch.where(changed, t + 1, last)
+        next_change = at.flip(0).cummin(0).values.flip(0)
+        goal = torch.minimum(next_change, t + n_max)
+    return goal.clamp(max=last)
+
+
+class ElboTerms(NamedTuple):
+    """The terms of J_t, each ``[...]``: summed over dimensions, not averaged."""
+
+    log_likelihood: Tensor
+    kl: Tensor
+
+
+def imputation_elbo(
+    target: Tensor, prediction: Tensor, decoder_std: float, posterior: Normal, prior: Normal
+) -> ElboTerms:
+    """J_t = log p(g_ego | s_ego, z) - KL(q(z | s, y) || sg[pi(. | s, y, z)]) (HiMeta, imputation objective).
+
+    The decoder is a Gaussian of fixed standard deviation, so that its scale cannot trade off against the KL.
+
+    Args:
+        target, prediction: ``[..., E]``, in normalised ego coordinates.
+        posterior, prior: over ``[..., A]``; gradients of the prior are stopped here.
+    """
+    log_likelihood = Normal(prediction, decoder_std, validate_args=False).log_prob(target).sum(-1)
+    fixed = Normal(prior.loc.detach(), prior.scale.detach(), validate_args=False)
+    return ElboTerms(log_likelihood, kl_divergence(posterior, fixed).sum(-1))
+
+
+# --- high level ----------------------------------------------------------------------------------
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Shannon entropy of the last dimension, in nats; 0 log 0 = 0. ``[...]``"""
+    return torch.special.entr(probabilities).sum(-1)
+
+
+def categorical_regulariser(probabilities: Tensor, form: Literal["conditional", "marginal"]) -> Tensor:
+    """log K - H, a scalar to be minimised: 0 for uniform, log K for a single category.
+
+    - ``conditional``: H = E H(q_t), the authors' code; alone, best when each belief says nothing.
+    - ``marginal``: H = H(E q_t): all categories get used, each belief may be certain.
+
+    Args:
+        probabilities: ``[T, B, K]``.
+    """
+    k = probabilities.shape[-1]
+    flat = probabilities.reshape(-1, k)
+    h = entropy(flat).mean() if form == "conditional" else entropy(flat.mean(0))
+    return math.log(k) - h
+
+
+def occupancy_weights(categories: int, form: Occupancy) -> Tensor:
+    """w_k = log K * f(k) / f(K) for k = 1..K: later categories cost more, so that few do the work. ``[K]``
+
+    f is exp, the identity ("linear") or log; "none" gives zeros.
+    """
+    k = torch.arange(1, categories + 1, dtype=torch.float64)
+    if form == "none" or categories == 1:
+        return torch.zeros(categories)
+    # exp(k - K) instead of exp(k) / exp(K): the same, without overflow for large K.
+    ratio = {"exp": (k - categories).exp(), "linear": k / categories, "log": k.log() / math.log(categories)}
+    return (math.log(categories) * ratio[form]).float()
+
+
+def mutual_information(probabilities: Tensor, group: Tensor, groups: int) -> Tensor:
+    """I(category; group) = H(E q) - E_group H(E[q | group]) in nats, groups weighted by their samples.
+
+    Args:
+        probabilities: ``[N, K]``.
+        group: ``[N]`` long.
+    """
+    onehot = one_hot(group, groups).to(probabilities.dtype)
+    count = onehot.sum(0)
+    means = (onehot.T @ probabilities) / count.clamp(min=1).unsqueeze(1)
+    return entropy(probabilities.mean(0)) - (count / count.sum() * entropy(means)).sum()

@@ -1,0 +1,129 @@
+"""The loss of each level: networks and data in, a scalar and what to log of it out.
+
+No gradient crosses a level. Whose parameters a loss may change is decided where it is descended
+(:mod:`hmrl.module`); what a loss must not differentiate through at all is detached here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent
+
+from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
+from hmrl.functional import (
+    categorical_regulariser,
+    clipped_policy_loss,
+    gae,
+    goal_steps,
+    imputation_elbo,
+    occupancy_weights,
+)
+from hmrl.policy import HierarchicalPolicy
+from hmrl.types import Acting, Trajectories
+
+Metrics = dict[str, Tensor]
+
+
+def task_encoder_loss(
+    policy: HierarchicalPolicy,
+    episodes: Trajectories,
+    scaled_reward: Tensor,
+    config: TaskEncoderConfig,
+    ppo: PPOConfig,
+    acting: Acting,
+) -> tuple[Tensor, Metrics]:
+    """(V(s_t, y_t) - lambda-return)^2 + categorical and occupancy regularisers (HiMeta, high level).
+
+    The returns are made anew with the current critic and beliefs.
+
+    Args:
+        scaled_reward: the low level's rewards of these episodes, ``[T, N]``.
+    """
+    sequence = policy.encode_episodes(episodes.observation, episodes.action, episodes.reward, acting)
+    value = policy.critic(policy.normalize(episodes.observation), sequence.belief)
+    _, target = gae(scaled_reward, value.detach(), ppo.gamma, ppo.gae_lambda)
+    value_loss = (value[:-1] - target).square().mean()
+    categorical = categorical_regulariser(sequence.probabilities, config.categorical)
+    weights = occupancy_weights(config.categories, config.occupancy).to(value.device)
+    occupancy = (sequence.probabilities * weights).sum(-1).mean()
+    loss = (
+        config.value_coef * value_loss
+        + config.categorical_coef * categorical
+        + config.occupancy_coef * occupancy
+    )
+    metrics = {"loss": loss, "value_loss": value_loss, "categorical": categorical, "occupancy": occupancy}
+    return loss, {f"encoder/{k}": v.detach() for k, v in metrics.items()}
+
+
+def macro_vae_loss(
+    policy: HierarchicalPolicy, episodes: Trajectories, config: MacroVAEConfig, acting: Acting
+) -> tuple[Tensor, Metrics]:
+    """-E[J_t] (HiMeta, imputation objective), with y, the policy and hence the prior detached.
+
+    The decoder predicts how the normalised ego-state is displaced at the goal step.
+    """
+    vae = policy.macro_vae
+    assert vae is not None
+    with torch.no_grad():
+        state = policy.normalize(episodes.observation)
+        sequence = policy.encode_episodes(episodes.observation, episodes.action, episodes.reward, acting)
+        ego = state[..., policy.ego_indices]
+        goal = goal_steps(config.goal, sequence.probabilities, config.n, config.n_max)
+        target = ego.gather(0, goal.unsqueeze(-1).expand(-1, -1, ego.shape[-1])) - ego[:-1]
+    posterior = vae.encode(state[:-1], sequence.belief[:-1])
+    z = posterior.rsample()
+    with torch.no_grad():
+        prior = policy.actor(state[:-1], sequence.belief[:-1], z)
+    terms = imputation_elbo(target, vae.decode(ego[:-1], z), config.decoder_std, posterior, prior)
+    loss = -terms.log_likelihood.mean() + config.kl_coef * terms.kl.clamp(min=config.free_bits).mean()
+    with torch.no_grad():
+        error = (vae.decode(ego[:-1], posterior.mean) - target).square().mean()
+        baseline = target.square().mean()  # predicting that the body stays where it is
+        uninformed = vae.decode(ego[:-1], torch.zeros_like(z)) - target
+    metrics = {
+        "loss": loss,
+        "kl": terms.kl.mean(),
+        "log_likelihood": terms.log_likelihood.mean(),
+        "decoder_error": error / baseline.clamp(min=1e-8),
+        "decoder_error_without_z": uninformed.square().mean() / baseline.clamp(min=1e-8),
+        "z_spread": posterior.mean.reshape(-1, z.shape[-1]).std(0).mean(),
+        "z_std": posterior.stddev.mean(),
+    }
+    return loss, {f"vae/{k}": v.detach() for k, v in metrics.items()}
+
+
+def actor_loss(
+    policy: HierarchicalPolicy, batch: dict[str, Tensor], ppo: PPOConfig
+) -> tuple[Tensor, Metrics]:
+    """PPO's clipped loss and entropy bonus on the stored y_t and z_t; ``batch`` holds ``[N, ...]``."""
+    distribution = Independent(policy.actor(batch["state"], batch["task_belief"], batch["macro_action"]), 1)
+    terms = clipped_policy_loss(
+        distribution.log_prob(batch["action"]), batch["log_prob"], batch["advantage"], ppo.clip
+    )
+    policy_entropy = distribution.entropy().mean()
+    loss = terms.loss - ppo.entropy_coef * policy_entropy
+    metrics = {
+        "policy_loss": terms.loss,
+        "approx_kl": terms.approx_kl,
+        "clip_fraction": terms.clip_fraction,
+        "entropy": policy_entropy,
+    }
+    return loss, {f"ppo/{k}": v.detach() for k, v in metrics.items()}
+
+
+def critic_loss(policy: HierarchicalPolicy, batch: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
+    """(V(s_t, y_t) - lambda-return)^2 on the stored y_t."""
+    value = policy.critic(batch["state"], batch["task_belief"])
+    loss = (value - batch["return"]).square().mean()
+    return loss, {"ppo/value_loss": loss.detach()}
+
+
+def average(metrics: list[Metrics]) -> Metrics:
+    """The mean of each key over a list of equal-keyed dictionaries."""
+    return {k: torch.stack([m[k] for m in metrics]).mean() for k in metrics[0]} if metrics else {}
+
+
+LossFunction = Callable[[], tuple[Tensor, Metrics]]

@@ -1,0 +1,234 @@
+"""The agent: the three levels put together, acting one decision at a time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent
+from torch.nn.functional import gumbel_softmax
+
+from hmrl.config import ActorCriticConfig, MacroVAEConfig, TaskEncoderConfig
+from hmrl.networks.actor_critic import Actor, Critic
+from hmrl.networks.macro_vae import MacroVAE
+from hmrl.networks.task_encoder import TaskEncoder
+from hmrl.normalizer import RunningMoments
+from hmrl.types import Acting, ActorStep, Carry, UserError
+
+_CLIP = 5.0  # of normalised observations and rewards
+_STD_FLOOR = 0.01  # metres, mostly: a dimension that hardly moves in training must not explode in test
+
+
+class BeliefSequence(NamedTuple):
+    """Beliefs along whole episodes."""
+
+    probabilities: Tensor  # [T+1, B, K]
+    belief: Tensor  # [T+1, B, K], what critic and actor are given
+
+
+class HierarchicalPolicy(nn.Module):
+    """Task encoder, macro-VAE, actor and critic, with the normaliser that they share.
+
+    Args:
+        task_encoder, macro_vae: None where the level is absent.
+        actor, critic: the low level.
+        observation_dim: S.
+        action_dim: A.
+        ego_indices: which observation dimensions are the ego-state.
+        decision_interval: simulator steps between two decisions, k.
+        temperature: of the Gumbel-softmax.
+    """
+
+    ego_indices: Tensor
+
+    def __init__(
+        self,
+        task_encoder: TaskEncoder | None,
+        macro_vae: MacroVAE | None,
+        actor: Actor,
+        critic: Critic,
+        *,
+        observation_dim: int,
+        action_dim: int,
+        ego_indices: tuple[int, ...],
+        decision_interval: int,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.task_encoder, self.macro_vae = task_encoder, macro_vae
+        self.actor, self.critic = actor, critic
+        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.decision_interval, self.temperature = decision_interval, temperature
+        self.register_buffer("ego_indices", torch.tensor(ego_indices), persistent=False)
+        self.observation_moments = RunningMoments(observation_dim)
+        self.reward_moments = RunningMoments(1)
+
+    # --- acting ----------------------------------------------------------------------------------
+
+    def initial_carry(self, batch_size: int) -> Carry:
+        """Empty memory for ``batch_size`` environments."""
+        device = self.ego_indices.device
+        hidden = self.task_encoder.initial_hidden(batch_size, device) if self.task_encoder else ()
+        return Carry(
+            hidden,
+            torch.zeros(batch_size, self.observation_dim, device=device),
+            torch.zeros(batch_size, self.action_dim, device=device),
+        )
+
+    @torch.no_grad()
+    def act(
+        self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting
+    ) -> tuple[ActorStep, Carry]:
+        """One decision from raw ``observation`` ``[B, S]`` and the raw ``reward`` ``[B]`` since the last.
+
+        Switches to evaluation mode, so that dropout never acts.
+        """
+        self.eval()
+        state = self.normalize(observation)
+        hidden = carry.hidden
+        belief = state.new_zeros(len(state), 0)
+        if self.task_encoder:
+            logits, hidden = self.task_encoder(
+                carry.observation.unsqueeze(0),
+                carry.action.unsqueeze(0),
+                self._normalize_reward(reward).unsqueeze(0),
+                state.unsqueeze(0),
+                carry.hidden,
+            )
+            belief = self.belief(logits[0], acting)
+        if acting.permute == "task_belief":
+            belief = belief[torch.randperm(len(belief), device=belief.device)]
+        macro_action = self.macro_action(state, belief, acting)
+        if acting.permute == "macro_action":
+            macro_action = macro_action[torch.randperm(len(state), device=state.device)]
+        distribution = self.actor(state, belief, macro_action)
+        action = distribution.sample() if acting.action == "sample" else distribution.mean
+        log_prob = Independent(distribution, 1).log_prob(action)
+        return ActorStep(action, log_prob, belief, macro_action), Carry(hidden, state, action)
+
+    # --- the parts, on normalised states ---------------------------------------------------------
+
+    def normalize(self, observation: Tensor) -> Tensor:
+        """Raw observations ``[..., S]`` in the units of the networks."""
+        return self.observation_moments.normalize(observation, _CLIP, _STD_FLOOR)
+
+    def _normalize_reward(self, reward: Tensor) -> Tensor:
+        """Raw rewards ``[...]`` of a decision; one scale for all families, which the agent cannot know."""
+        return self.reward_moments.normalize(reward.unsqueeze(-1), _CLIP, _STD_FLOOR).squeeze(-1)
+
+    def belief(self, logits: Tensor, acting: Acting) -> Tensor:
+        """y from logits ``[..., K]``: probabilities, or a Gumbel-softmax sample (HiMeta, eq. of y_t)."""
+        if acting.task_belief == "sample":
+            return gumbel_softmax(logits, tau=self.temperature)
+        return logits.softmax(-1)
+
+    def macro_action(self, state: Tensor, belief: Tensor, acting: Acting) -> Tensor:
+        """z for the actor ``[..., A]``, or ``[..., 0]`` without the level. No gradient leaves it."""
+        if self.macro_vae is None:
+            return state.new_zeros(*state.shape[:-1], 0)
+        with torch.no_grad():
+            posterior = self.macro_vae.encode(state, belief)
+            return posterior.sample() if acting.macro_action == "sample" else posterior.mean
+
+    def encode_episodes(
+        self, observation: Tensor, action: Tensor, reward: Tensor, acting: Acting
+    ) -> BeliefSequence:
+        """Beliefs over whole episodes, from the same contexts that :meth:`act` sees, ending at s_t.
+
+        Args:
+            observation: raw, ``[T+1, B, S]``.
+            action: ``[T, B, A]``.
+            reward: raw, ``[T, B]``.
+        """
+        state = self.normalize(observation)
+        if self.task_encoder is None:
+            nothing = state.new_zeros(*state.shape[:-1], 0)
+            return BeliefSequence(nothing, nothing)
+        first = torch.zeros_like(state[:1])
+        no_reward = self._normalize_reward(torch.zeros_like(reward[:1]))
+        logits, _ = self.task_encoder(
+            torch.cat([first, state[:-1]]),
+            torch.cat([torch.zeros_like(action[:1]), action]),
+            torch.cat([no_reward, self._normalize_reward(reward)]),
+            state,
+            self.task_encoder.initial_hidden(state.shape[1], state.device),
+        )
+        return BeliefSequence(logits.softmax(-1), self.belief(logits, acting))
+
+    @torch.no_grad()
+    def observe(self, observation: Tensor, reward: Tensor) -> None:
+        """Collective. Move the normaliser's moments by raw ``[..., S]`` and ``[...]`` of a rollout."""
+        self.observation_moments.update(observation.reshape(-1, self.observation_dim))
+        self.reward_moments.update(reward.reshape(-1, 1))
+
+
+def build_policy(
+    encoder: TaskEncoderConfig | None,
+    vae: MacroVAEConfig | None,
+    networks: ActorCriticConfig,
+    *,
+    observation_dim: int,
+    action_dim: int,
+    ego_indices: tuple[int, ...],
+    decision_interval: int,
+) -> HierarchicalPolicy:
+    """The policy that a configuration describes; a level that is None is absent, not zeroed.
+
+    Raises:
+        UserError: for an ego index outside the observation or a decision interval below 1.
+    """
+    if decision_interval < 1:
+        raise UserError(f"model.decision_interval is {decision_interval}, but it must be at least 1")
+    if not ego_indices or not all(0 <= i < observation_dim for i in ego_indices):
+        raise UserError(f"ego indices {ego_indices} are not all within the observation's {observation_dim}")
+    belief_dim = encoder.categories if encoder else 0
+    task_encoder = (
+        None
+        if encoder is None
+        else TaskEncoder(
+            observation_dim,
+            action_dim,
+            categories=encoder.categories,
+            cell=encoder.cell,
+            hidden=encoder.hidden,
+            embedding_hidden=encoder.embedding_hidden,
+            head_hidden=encoder.head_hidden,
+            dropout=encoder.dropout,
+        )
+    )
+    macro_vae = (
+        None
+        if vae is None
+        else MacroVAE(
+            observation_dim,
+            belief_dim,
+            action_dim,
+            len(ego_indices),
+            encoder_hidden=vae.encoder_hidden,
+            decoder_hidden=vae.decoder_hidden,
+            dropout=vae.dropout,
+            log_std_range=vae.log_std_range,
+        )
+    )
+    actor = Actor(
+        observation_dim,
+        belief_dim,
+        action_dim if vae else 0,
+        action_dim,
+        hidden=networks.actor_hidden,
+        log_std_init=networks.log_std_init,
+        log_std_range=networks.log_std_range,
+        state_dependent_std=networks.state_dependent_std,
+    )
+    return HierarchicalPolicy(
+        task_encoder,
+        macro_vae,
+        actor,
+        Critic(observation_dim, belief_dim, hidden=networks.critic_hidden),
+        observation_dim=observation_dim,
+        action_dim=action_dim,
+        ego_indices=ego_indices,
+        decision_interval=decision_interval,
+        temperature=encoder.temperature if encoder else 1.0,
+    )

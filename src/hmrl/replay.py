@@ -1,0 +1,61 @@
+"""A first-in-first-out replay of whole trajectories, in fixed tensors."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from hmrl.types import Rollout, Trajectories
+
+
+class TrajectoryReplay:
+    """The last ``capacity`` episodes, raw: normalisation and value targets are made at use.
+
+    Args:
+        capacity: number of trajectories.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.size = 0
+        self.next = 0
+        self._store: dict[str, Tensor] = {}  # name -> [capacity, ...], episodes first
+
+    def append(self, rollout: Rollout) -> None:
+        """Remember every episode of ``rollout``, forgetting the oldest ones."""
+        episodes = {
+            f.name: getattr(rollout, f.name).movedim(0 if f.name == "family" else 1, 0)
+            for f in fields(Trajectories)
+        }
+        count = min(len(episodes["family"]), self.capacity)
+        if not self._store:
+            self._store = {k: v.new_zeros(self.capacity, *v.shape[1:]) for k, v in episodes.items()}
+        slots = (self.next + torch.arange(count)) % self.capacity
+        for name, values in episodes.items():
+            self._store[name][slots] = values[-count:].to(self._store[name].device)
+        self.next = int((self.next + count) % self.capacity)
+        self.size = min(self.size + count, self.capacity)
+
+    def sample(self, count: int) -> Trajectories:
+        """``count`` different trajectories (all there are, if fewer), by torch's global generator."""
+        chosen = torch.randperm(self.size)[:count]
+        batch = {k: v[chosen].movedim(0, 0 if k == "family" else 1) for k, v in self._store.items()}
+        return Trajectories(**batch)
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        """Tensors and integers only, oldest slot order kept."""
+        stored = {k: v[: self.size].clone() for k, v in self._store.items()}
+        return {"size": self.size, "next": self.next, **stored}
+
+    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        size, self.next = int(state["size"]), int(state["next"])
+        self._store = {}
+        for f in fields(Trajectories):
+            values = state.get(f.name)
+            if isinstance(values, Tensor):
+                self._store[f.name] = values.new_zeros(self.capacity, *values.shape[1:])
+                self._store[f.name][:size] = values[:size]
+        self.size = size

@@ -1,0 +1,105 @@
+"""The only loop that steps environments: training, validation, test and experts all go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmrl.types import Acting, Agent, Rollout, Split, TaskEnvs, family_index
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Run a block on a random stream of its own, a function of ``key``; the outer stream does not notice.
+
+    This is what makes a resumed run bit-equal without saving any generator's state, and what keeps
+    evaluation from touching training's randomness.
+    """
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    """Acting is small work: extra threads would take the simulator's cores and bring nothing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def collect(
+    envs: TaskEnvs,
+    agent: Agent,
+    *,
+    episode: int,
+    acting: Acting,
+    families: Sequence[str],
+    split: Split,
+    mode: str,
+    device: torch.device | None = None,
+) -> Rollout:
+    """One episode in every environment, from reset to the time limit.
+
+    The agent decides every ``agent.decision_interval`` simulator steps and its action is held in
+    between; rewards of an interval are summed, success is any step's within it. Actions are clipped to
+    [-1, 1] for the environment.
+
+    Args:
+        envs: B environments.
+        agent: memory is cleared at the start.
+        episode: which episode the environments start.
+        families: what ``Rollout.family`` indexes; must contain every family of ``envs``.
+        split, mode: labels that the rollout carries.
+        device: where the agent computes; the rollout stays on the CPU.
+    """
+    k, batch = agent.decision_interval, len(envs.families)
+    steps: list[dict[str, Tensor]] = []
+    with _single_thread():
+        observation = torch.from_numpy(envs.reset(episode)).float()
+        observations, rewards, successes = [observation], [], []
+        carry = agent.initial_carry(batch)
+        reward = torch.zeros(batch)
+        elapsed, success_now = 0, np.zeros(batch, dtype=np.bool_)
+        while elapsed < envs.horizon:
+            step, carry = agent.act(observation.to(device), reward.to(device), carry, acting)
+            steps.append({name: value.cpu() for name, value in step._asdict().items()})
+            executed = steps[-1]["action"].clamp(-1, 1).numpy()
+            total, succeeded = np.zeros(batch), np.zeros(batch, dtype=np.bool_)
+            for _ in range(min(k, envs.horizon - elapsed)):
+                raw, step_reward, success_now = envs.step(executed)
+                total += step_reward
+                succeeded |= success_now
+                elapsed += 1
+            observation = torch.from_numpy(raw).float()
+            reward = torch.from_numpy(total).float()
+            observations.append(observation)
+            rewards.append(reward)
+            successes.append(torch.from_numpy(succeeded))
+        # One more step of the memory: the time limit bootstraps from V(s_T, y_T).
+        bootstrap, _ = agent.act(observation.to(device), reward.to(device), carry, acting)
+    return Rollout(
+        observation=torch.stack(observations),
+        action=torch.stack([s["action"] for s in steps]),
+        log_prob=torch.stack([s["log_prob"] for s in steps]),
+        task_belief=torch.stack([*(s["task_belief"] for s in steps), bootstrap.task_belief.cpu()]),
+        macro_action=torch.stack([s["macro_action"] for s in steps]),
+        reward=torch.stack(rewards),
+        success=torch.stack(successes),
+        final_success=torch.from_numpy(success_now.copy()),
+        family=family_index(envs.families, families),
+        families=tuple(families),
+        split=split,
+        mode=mode,
+        env_steps=elapsed * batch,
+    )
