@@ -170,6 +170,19 @@ class MetaWorldDataModule(pl.LightningDataModule):
                 f"use a multiple of {world_size}"
             )
 
+    def make_envs(self, backend: Backend, goals: Goals, envs_per_family: int) -> TaskEnvs:
+        """This rank's environments; another world than Meta-World overrides this method."""
+        rank, world_size = rank_and_world_size()
+        return make_envs(
+            backend,
+            self.benchmark,
+            goals,
+            envs_per_family,
+            horizon=self.horizon,
+            rank=rank,
+            world_size=world_size,
+        )
+
     # --- streams ---------------------------------------------------------------------------------
 
     def train_dataloader(self) -> RolloutStream[Batch]:
@@ -185,18 +198,10 @@ class MetaWorldDataModule(pl.LightningDataModule):
         return [self._evaluation(split, self.test, _TEST) for split in _SPLITS]
 
     def _draw_training(self) -> Batch:
-        rank, world_size = rank_and_world_size()
+        rank, _ = rank_and_world_size()
         if self._envs is None:
             goals = Goals("train", self.seed, self.goals_per_family, _TRAIN)
-            self._envs = make_envs(
-                self.backend,
-                self.benchmark,
-                goals,
-                self.envs_per_family,
-                horizon=self.horizon,
-                rank=rank,
-                world_size=world_size,
-            )
+            self._envs = self.make_envs(self.backend, goals, self.envs_per_family)
         module = self._module
         with seeded(self.seed, _TRAIN, rank, self._rollouts):
             rollout = collect(
@@ -214,7 +219,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         return Batch(rollout, self.replay)
 
     def _evaluation(self, split: Split, config: EvaluationConfig, stream: int) -> RolloutStream[Rollout]:
-        rank, world_size = rank_and_world_size()
+        rank, _ = rank_and_world_size()
         # Fixed training goals are the benchmark's goals, so evaluation means the same ones.
         fixed = self.goals_per_family
         goals = Goals(split, self.seed, min(fixed or config.goals, config.goals), _TRAIN if fixed else stream)
@@ -224,18 +229,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
 
         def draw(i: int) -> Rollout:
             if not envs:
-                backend = config.backend or self.backend
-                envs.append(
-                    make_envs(
-                        backend,
-                        self.benchmark,
-                        goals,
-                        config.envs_per_family,
-                        horizon=self.horizon,
-                        rank=rank,
-                        world_size=world_size,
-                    )
-                )
+                envs.append(self.make_envs(config.backend or self.backend, goals, config.envs_per_family))
             (name, acting), episode = modes[i // rounds], i % rounds
             module = self._module
             with seeded(self.seed, stream, rank, int(split == "test"), i):

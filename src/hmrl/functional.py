@@ -108,8 +108,8 @@ def clipped_policy_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tenso
 
 def agreement(action: Tensor, macro_action: Tensor) -> Tensor:
     """Share of dimensions where the action goes the macro-action's way, mean_d 1[a_d z_d >= 0]. ``[...]``"""
-    product = action * macro_action
-    return (product >= 0).to(action.dtype).mean(-1)
+    share: Tensor = (action * macro_action >= 0).to(action.dtype).mean(-1)
+    return share
 
 
 # --- intermediate level --------------------------------------------------------------------------
@@ -173,7 +173,8 @@ def imputation_elbo(
 
 def entropy(probabilities: Tensor) -> Tensor:
     """Shannon entropy of the last dimension, in nats; 0 log 0 = 0. ``[...]``"""
-    return torch.special.entr(probabilities).sum(-1)
+    terms: Tensor = torch.special.entr(probabilities)
+    return terms.sum(-1)
 
 
 def categorical_regulariser(probabilities: Tensor, form: Literal["conditional", "marginal"]) -> Tensor:
