@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
-from hmrl.functional import GoalStrategy, Occupancy
+from hmrl.functional import Categorical, GoalStrategy, Occupancy
 from hmrl.normalizer import RewardScale
 from hmrl.types import UserError
 
@@ -40,7 +40,8 @@ class TaskEncoderConfig:
         temperature: of the Gumbel-softmax sample.
         value_coef: weight of the value loss.
         categorical_coef: weight of log K - H.
-        categorical: H of each belief ("conditional", the authors') or of their mean ("marginal").
+        categorical: which H: "conditional" (the authors'), "marginal" or "information"; see
+            :func:`hmrl.functional.categorical_regulariser`.
         occupancy_coef: weight of sum_k w_k y_k.
         occupancy: how w_k grows with k.
         updates: gradient steps an iteration.
@@ -59,7 +60,7 @@ class TaskEncoderConfig:
     temperature: float = 1.0
     value_coef: float = 1.0
     categorical_coef: float = 0.3
-    categorical: Literal["conditional", "marginal"] = "marginal"
+    categorical: Categorical = "marginal"
     occupancy_coef: float = 0.0
     occupancy: Occupancy = "exp"
     updates: int = 5

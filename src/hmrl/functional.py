@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 from hmrl.distributed import sum_over_ranks
 
 GoalStrategy = Literal["constant_discretisation", "constant_margin", "sub_task"]
+Categorical = Literal["conditional", "marginal", "information"]
 Occupancy = Literal["exp", "linear", "log", "none"]
 
 # --- returns -------------------------------------------------------------------------------------
@@ -177,18 +178,21 @@ def entropy(probabilities: Tensor) -> Tensor:
     return terms.sum(-1)
 
 
-def categorical_regulariser(probabilities: Tensor, form: Literal["conditional", "marginal"]) -> Tensor:
-    """log K - H, a scalar to be minimised: 0 for uniform, log K for a single category.
+def categorical_regulariser(probabilities: Tensor, form: Categorical) -> Tensor:
+    """log K - H, a scalar to be minimised, in [0, log K].
 
     - ``conditional``: H = E H(q_t), the authors' code; alone, best when each belief says nothing.
-    - ``marginal``: H = H(E q_t): all categories get used, each belief may be certain.
+    - ``marginal``: H = H(E q_t); all categories get used, each belief may be certain.
+    - ``information``: H = H(E q_t) - E H(q_t), the mutual information of category and context; all
+      categories get used, and each belief is pushed to be certain.
 
     Args:
         probabilities: ``[T, B, K]``.
     """
     k = probabilities.shape[-1]
     flat = probabilities.reshape(-1, k)
-    h = entropy(flat).mean() if form == "conditional" else entropy(flat.mean(0))
+    conditional, marginal = entropy(flat).mean(), entropy(flat.mean(0))
+    h = {"conditional": conditional, "marginal": marginal, "information": marginal - conditional}[form]
     return math.log(k) - h
 
 
