@@ -13,6 +13,7 @@ from hmrl.functional import Categorical, GoalStrategy, Occupancy
 from hmrl.normalizer import RewardScale
 from hmrl.types import UserError
 
+Advantage = Literal["family", "batch", "none"]
 C = TypeVar("C")
 
 
@@ -75,6 +76,12 @@ class TaskEncoderConfig:
         _require(self.cell in ("gru", "lstm"), f"{key}cell", self.cell, "gru or lstm")
         _require(0 <= self.dropout < 1, f"{key}dropout", self.dropout, "in [0, 1)")
         _require(self.temperature > 0, f"{key}temperature", self.temperature, "positive")
+        _require(
+            self.categorical in get_args(Categorical),
+            f"{key}categorical",
+            self.categorical,
+            f"one of {', '.join(get_args(Categorical))}",
+        )
         _require(
             self.occupancy in get_args(Occupancy),
             f"{key}occupancy",
@@ -196,7 +203,7 @@ class PPOConfig:
     minibatches: int = 20
     entropy_coef: float = 0.002
     target_kl: float | None = None
-    advantage: Literal["family", "batch", "none"] = "family"
+    advantage: Advantage = "family"
     reward_scale: RewardScale = "family"
     agreement_bonus: float = 0.0
     actor_lr: float = 5e-4
@@ -211,6 +218,18 @@ class PPOConfig:
         _require(self.clip > 0, f"{key}clip", self.clip, "positive")
         _require(self.epochs >= 1, f"{key}epochs", self.epochs, "at least 1")
         _require(self.minibatches >= 1, f"{key}minibatches", self.minibatches, "at least 1")
+        _require(
+            self.advantage in get_args(Advantage),
+            f"{key}advantage",
+            self.advantage,
+            f"one of {', '.join(get_args(Advantage))}",
+        )
+        _require(
+            self.reward_scale in get_args(RewardScale),
+            f"{key}reward_scale",
+            self.reward_scale,
+            f"one of {', '.join(get_args(RewardScale))}",
+        )
         _require(self.agreement_bonus >= 0, f"{key}agreement_bonus", self.agreement_bonus, "0 or more")
         _require(self.actor_lr > 0, f"{key}actor_lr", self.actor_lr, "positive")
         _require(self.critic_lr > 0, f"{key}critic_lr", self.critic_lr, "positive")

@@ -174,8 +174,8 @@ def imputation_elbo(
 
 def entropy(probabilities: Tensor) -> Tensor:
     """Shannon entropy of the last dimension, in nats; 0 log 0 = 0. ``[...]``"""
-    terms: Tensor = torch.special.entr(probabilities)
-    return terms.sum(-1)
+    # Clamped inside the logarithm: the gradient of p log p is infinite at 0, where softmax's is 0.
+    return -(probabilities * probabilities.clamp(min=1e-12).log()).sum(-1)
 
 
 def categorical_regulariser(probabilities: Tensor, form: Categorical) -> Tensor:

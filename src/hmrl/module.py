@@ -36,7 +36,7 @@ from hmrl.normalizer import RewardScaler
 from hmrl.policy import build_policy
 from hmrl.replay import TrajectoryReplay
 from hmrl.rollout import seeded
-from hmrl.types import Acting, Rollout, Trajectories
+from hmrl.types import Acting, Rollout, Trajectories, UserError
 
 _STREAM = 1  # of the random numbers used in learning; the data module has its own
 
@@ -167,7 +167,8 @@ class HierarchicalMetaRL(pl.LightningModule):
         if config is None:
             return {}
         log: list[Metrics] = []
-        self.policy.train()
+        self.policy.eval()  # the encoder's dropout is for its own training
+        self._level("macro_vae").train()
         for _ in range(config.updates):
             episodes = replay.sample(config.trajectories).to(self.device)
             loss = partial(macro_vae_loss, self.policy, episodes, config, self.acting)
@@ -233,6 +234,12 @@ class HierarchicalMetaRL(pl.LightningModule):
             optimizer.zero_grad()
             self.manual_backward(loss)
             norm = clip_grad_norm_(self._level(name).parameters(), max_grad_norm)
+            if not torch.isfinite(norm):
+                raise UserError(
+                    f"the loss or gradient of {name} is not finite in iteration {int(self.iteration)} "
+                    f"(loss {float(loss):.3g}, gradient norm {float(norm):.3g}); nothing was changed by it: "
+                    "continue from the last checkpoint with a lower learning rate or gradient clip"
+                )
             optimizer.step()
         return metrics | {f"grad_norm/{name}": norm.detach()}
 

@@ -50,12 +50,16 @@ class TrajectoryReplay:
         return {"size": self.size, "next": self.next, **stored}
 
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        size, self.next = int(state["size"]), int(state["next"])
+        """Restore what :meth:`state_dict` gave; of a larger replay, the newest episodes."""
+        size, start = int(state["size"]), int(state["next"])
+        slots = torch.arange(size)  # as they were, so that a resumed run samples alike
+        if size > self.capacity or start < size < self.capacity:  # full at another capacity: oldest first
+            slots = slots.roll(-start)[-self.capacity :]
+            start = len(slots)
+        self.size, self.next = len(slots), start % self.capacity
         self._store = {}
         for f in fields(Trajectories):
             values = state.get(f.name)
             if isinstance(values, Tensor):
                 self._store[f.name] = values.new_zeros(self.capacity, *values.shape[1:])
-                self._store[f.name][:size] = values[:size]
-        self.size = size
+                self._store[f.name][: self.size] = values[slots]

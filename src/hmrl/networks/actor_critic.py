@@ -37,7 +37,7 @@ class Actor(nn.Module):
         super().__init__()
         self.log_std_range = log_std_range
         self.state_dependent_std = state_dependent_std
-        self.log_std = nn.Parameter(torch.full((action_dim,), log_std_init))
+        self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std_init)))
         self.net = mlp(
             state_dim + belief_dim + macro_dim,
             hidden,
