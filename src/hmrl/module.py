@@ -153,7 +153,6 @@ class HierarchicalMetaRL(pl.LightningModule):
         if config is None:
             return {}
         log: list[Metrics] = []
-        self.policy.train()
         for _ in range(config.updates):
             episodes = replay.sample(config.trajectories).to(self.device)
             reward = self._learning_reward(episodes)
@@ -178,7 +177,7 @@ class HierarchicalMetaRL(pl.LightningModule):
     def _update_actor_critic(self, rollout: Rollout) -> Metrics:
         """Low level: PPO epochs on the fresh rollout, with the y_t and z_t that acted."""
         ppo, policy = self.ppo, self.policy
-        policy.eval()  # no dropout where ratios are formed
+        policy.eval()
         with torch.no_grad():
             state = policy.normalize(rollout.observation)
             value = policy.critic(state, rollout.task_belief)
@@ -229,6 +228,8 @@ class HierarchicalMetaRL(pl.LightningModule):
     def _descend(self, name: str, max_grad_norm: float, loss_function: LossFunction) -> Metrics:
         """One step of one level's optimizer; every other parameter is constant inside."""
         optimizer = self._optimizer(name)
+        self.policy.eval()  # dropout only in the level that learns: y is what it is when acting
+        self._level(name).train()
         with self.toggled_optimizer(optimizer):
             loss, metrics = loss_function()
             optimizer.zero_grad()
