@@ -1,0 +1,170 @@
+"""Shapes, ranges and dependence of each network; distributions against torch.distributions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Independent, MultivariateNormal, Normal
+
+from hmrl.networks.actor_critic import Actor, Critic
+from hmrl.networks.macro_vae import MacroVAE
+from hmrl.networks.mlp import mlp
+from hmrl.networks.task_encoder import TaskEncoder
+
+S, A, K, E = 7, 2, 3, 4
+
+
+def actor(state_dependent_std: bool = False, log_std_init: float = -0.3) -> Actor:
+    net = Actor(
+        S,
+        K,
+        A,
+        A,
+        hidden=(8,),
+        log_std_init=log_std_init,
+        log_std_range=(-1.0, 0.5),
+        state_dependent_std=state_dependent_std,
+    )
+    nn.init.normal_(net.net[-1].weight, std=3)
+    return net
+
+
+def encoder(cell: str = "gru", dropout: float = 0.0) -> TaskEncoder:
+    return TaskEncoder(
+        S,
+        A,
+        categories=K,
+        cell=cell,  # type: ignore[arg-type]
+        hidden=8,
+        embedding_hidden=(5, 4, 3),
+        head_hidden=(6,),
+        dropout=dropout,
+    )
+
+
+def vae(dropout: float = 0.0) -> MacroVAE:
+    return MacroVAE(
+        S, K, A, E, encoder_hidden=(8,), decoder_hidden=(8,), dropout=dropout, log_std_range=(-2.0, 0.5)
+    )
+
+
+# --- mlp -----------------------------------------------------------------------------------------
+
+
+def test_mlp_puts_activation_and_dropout_between_layers_and_nothing_behind() -> None:
+    kinds = [type(m) for m in mlp(3, [4, 5], 2, nn.Tanh, dropout=0.5)]
+    assert kinds == [nn.Linear, nn.Tanh, nn.Dropout, nn.Linear, nn.Tanh, nn.Dropout, nn.Linear]
+    assert [type(m) for m in mlp(3, [], 2, nn.Tanh)] == [nn.Linear]
+
+
+def test_mlp_is_orthogonal_with_zero_biases() -> None:
+    first, _, last = mlp(6, [6], 6, nn.Tanh, out_gain=0.01)
+    torch.testing.assert_close(first.weight @ first.weight.T, 2 * torch.eye(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(last.weight @ last.weight.T, 1e-4 * torch.eye(6), atol=1e-8, rtol=0)
+    assert first.bias.eq(0).all()
+    assert last.bias.eq(0).all()
+
+
+# --- actor and critic ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state_dependent_std", [False, True])
+def test_action_log_prob_and_entropy(state_dependent_std: bool) -> None:
+    d = actor(state_dependent_std)(torch.randn(5, S), torch.randn(5, K), torch.randn(5, A))
+    action = torch.randn(5, A) * 2
+    full = MultivariateNormal(d.mean, torch.diag_embed(d.stddev**2))
+    torch.testing.assert_close(Independent(d, 1).log_prob(action), full.log_prob(action))
+    torch.testing.assert_close(Independent(d, 1).entropy(), full.entropy())
+
+
+def test_actor_mean_is_bounded_and_std_is_the_clamped_parameter() -> None:
+    for init, expected in ((-0.3, -0.3), (-9, -1.0), (9, 0.5)):
+        d = actor(log_std_init=init)(100 * torch.randn(50, S), torch.randn(50, K), torch.randn(50, A))
+        assert d.mean.abs().max() <= 1
+        torch.testing.assert_close(d.stddev, torch.full((50, A), expected).exp())
+
+
+def test_state_dependent_std_depends_on_the_state_within_its_range() -> None:
+    d = actor(True)(0.3 * torch.randn(50, S), torch.zeros(50, K), torch.zeros(50, A))
+    assert len(d.stddev[:, 0].unique()) > 5
+    assert d.stddev.log().min() >= -1 - 1e-6
+    assert d.stddev.log().max() <= 0.5 + 1e-6
+
+
+def test_critic_gives_one_value_for_each_state() -> None:
+    critic = Critic(S, K, hidden=(8,))
+    state, belief = torch.randn(6, 4, S), torch.randn(6, 4, K)
+    value = critic(state, belief)
+    assert value.shape == (6, 4)
+    torch.testing.assert_close(critic(state[2, 3], belief[2, 3]), value[2, 3])
+
+
+# --- macro-VAE -----------------------------------------------------------------------------------
+
+
+def test_vae_posterior_ranges_and_separate_heads() -> None:
+    net = vae()
+    nn.init.normal_(net.encoder[-1].weight, std=5)
+    q = net.encode(torch.randn(200, S), torch.randn(200, K))
+    assert isinstance(q, Normal)
+    assert q.mean.shape == (200, A)
+    assert q.mean.abs().max() <= 1
+    assert q.stddev.log().min() >= -2 - 1e-6
+    assert q.stddev.log().max() <= 0.5 + 1e-6
+    (mean_head,) = torch.autograd.grad(q.mean.sum(), net.encoder[-1].weight, retain_graph=True)
+    (std_head,) = torch.autograd.grad(q.stddev.sum(), net.encoder[-1].weight)
+    assert mean_head[:A].any()
+    assert not mean_head[A:].any()
+    assert std_head[A:].any()
+    assert not std_head[:A].any()
+
+
+def test_vae_dropout_is_in_the_decoder_alone() -> None:
+    net = vae(dropout=0.9).train()
+    state, belief, ego, z = torch.randn(5, S), torch.randn(5, K), torch.randn(5, E), torch.randn(5, A)
+    assert torch.equal(net.encode(state, belief).mean, net.encode(state, belief).mean)
+    assert not torch.equal(net.decode(ego, z), net.decode(ego, z))
+    net.eval()
+    assert torch.equal(net.decode(ego, z), net.decode(ego, z))
+
+
+# --- task encoder --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_encoder_in_one_go_equals_step_by_step(cell: str) -> None:
+    net, steps = encoder(cell), 6
+    inputs = (
+        torch.randn(steps, 4, S),
+        torch.randn(steps, 4, A),
+        torch.randn(steps, 4),
+        torch.randn(steps, 4, S),
+    )
+    hidden = net.initial_hidden(4, torch.device("cpu"))
+    assert [tuple(h.shape) for h in hidden] == [(1, 4, 8)] * (2 if cell == "lstm" else 1)
+    assert all(h.eq(0).all() for h in hidden)
+    logits, last = net(*inputs, hidden)
+    for t in range(steps):
+        one, hidden = net(*(x[t : t + 1] for x in inputs), hidden)
+        torch.testing.assert_close(one[0], logits[t], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(hidden, last, atol=1e-5, rtol=1e-5)
+
+
+def test_encoder_sees_the_executed_action_and_every_part_of_the_context() -> None:
+    net = encoder()
+    parts = [torch.randn(1, 4, S), 0.5 * torch.randn(1, 4, A), torch.randn(1, 4), torch.randn(1, 4, S)]
+    hidden = net.initial_hidden(4, torch.device("cpu"))
+    logits, _ = net(*parts, hidden)
+    for i in range(4):
+        changed = [p + 0.3 if i == j else p for j, p in enumerate(parts)]
+        assert not torch.allclose(net(*changed, hidden)[0], logits)
+    at_limit, beyond = ([parts[0], torch.full((1, 4, A), a), *parts[2:]] for a in (1.0, 7.0))
+    assert torch.equal(net(*at_limit, hidden)[0], net(*beyond, hidden)[0])
+
+
+def test_encoder_embeddings_are_as_wide_as_their_inputs() -> None:
+    net = encoder()
+    widths = [m[-1].out_features for m in (net.embed_state, net.embed_action, net.embed_reward)]
+    assert widths == [S, A, 1]
+    assert net.recurrent.input_size == 2 * S + A + 1

@@ -1,0 +1,97 @@
+"""Random streams of their own, and the one loop that steps environments."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hmrl.rollout import collect, seeded
+from hmrl.types import Acting, Rollout
+
+from .helpers import FAMILIES, B, S, ToyEnvs, build_module, encoder_config, vae_config
+
+
+def draw(*key: int) -> Tensor:
+    with seeded(*key):
+        return torch.randn(8)
+
+
+def test_seeded_leaves_the_outer_stream_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.randn(6)
+    torch.manual_seed(7)
+    first = torch.randn(3)
+    draw(1, 2)
+    assert torch.equal(torch.cat([first, torch.randn(3)]), expected)
+
+
+def test_seeded_restores_the_outer_stream_after_an_error() -> None:
+    torch.manual_seed(7)
+    expected = torch.randn(3)
+    torch.manual_seed(7)
+    with pytest.raises(ZeroDivisionError), seeded(1):
+        torch.randn(5) / (1 // 0)
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_seeded_is_a_function_of_its_key() -> None:
+    first = draw(3, 1, 0, 4)
+    torch.manual_seed(99)
+    torch.randn(11)
+    assert torch.equal(draw(3, 1, 0, 4), first)
+
+
+def test_seeded_streams_of_different_keys_differ() -> None:
+    """Over seeds, streams, ranks and iterations, as learning, training and evaluation use them."""
+    keys = [*itertools.product((1, 2), (0, 1), (0, 1), range(5))]
+    keys += itertools.product((1, 2), (2, 3), (0, 1), (0, 1), range(5))  # type: ignore[arg-type]
+    draws = {tuple(draw(*key).tolist()) for key in keys}
+    assert len(draws) == len(keys)
+
+
+def roll(envs: ToyEnvs, interval: int, **changes: object) -> Rollout:
+    module = build_module(encoder_config(), vae_config(), decision_interval=interval)
+    options = {"episode": 3, "acting": Acting(), "families": FAMILIES, "split": "test", "mode": "sampled"}
+    with seeded(1):
+        return collect(envs, module.policy, **options | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("horizon", "interval"), [(7, 1), (7, 2), (6, 3), (2, 5)])
+def test_an_action_is_held_and_rewards_are_summed_over_the_interval(horizon: int, interval: int) -> None:
+    envs = ToyEnvs(horizon=horizon)
+    rollout = roll(envs, interval)
+    decisions = -(-horizon // interval)
+    assert len(envs.actions) == horizon
+    assert rollout.env_steps == horizon * B
+    assert rollout.observation.shape == (decisions + 1, B, S)
+    for t in range(decisions):
+        steps = slice(t * interval, min((t + 1) * interval, horizon))
+        held = rollout.action[t].clamp(-1, 1).numpy()
+        assert all((a == held).all() for a in envs.actions[steps])
+        np.testing.assert_allclose(rollout.reward[t], sum(envs.rewards[steps]), rtol=1e-6)
+        assert rollout.success[t].tolist() == (np.max(envs.rewards[steps], axis=0) > 0.5).tolist()
+    assert rollout.final_success.tolist() == (envs.rewards[-1] > 0.5).tolist()
+    np.testing.assert_allclose(rollout.observation[-1], envs.state, rtol=1e-6)
+    np.testing.assert_allclose(rollout.observation[0], ToyEnvs(horizon=horizon).reset(3), rtol=1e-6)
+
+
+def test_families_are_indices_into_the_given_order() -> None:
+    rollout = roll(ToyEnvs(), 1, families=("push", "none of these", "reach"))
+    assert rollout.family.tolist() == [2, 0, 2, 0]
+    assert (rollout.split, rollout.mode) == ("test", "sampled")
+
+
+def test_memory_is_cleared_at_the_start() -> None:
+    first, second = (roll(ToyEnvs(), 2) for _ in range(2))
+    assert torch.equal(first.task_belief, second.task_belief)
+    assert torch.equal(first.action, second.action)
+
+
+def test_the_number_of_threads_is_given_back() -> None:
+    before = torch.get_num_threads()
+    roll(ToyEnvs(), 2)
+    assert torch.get_num_threads() == before
