@@ -22,8 +22,13 @@ class EnvStepBudget(pl.Callback):
         self.env_steps = env_steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """A resumed run that has spent its budget trains no more."""
+        """A resumed run that has spent its budget trains no more, and says so."""
         self._check(trainer, pl_module)
+        if trainer.should_stop and trainer.is_global_zero:
+            print(
+                f"the budget of {self.env_steps:,} environment steps is spent ({int(pl_module.env_steps):,} taken): "
+                "raise budget.env_steps to train on"
+            )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

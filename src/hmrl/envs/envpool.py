@@ -14,13 +14,16 @@ from hmrl.types import EnvStep, FloatArray
 # A pool is rebuilt after so many fresh-goal episodes, so that a resumed run has a bounded number of
 # resets to catch up with.
 _EPISODES_PER_POOL = 64
+# In these, EnvPool 1.2.5 adds where the object is to the last goal instead of the first one: the goal is
+# right after a pool's first reset only, and 0.8 m further away after each other one.
+_DRIFTING = frozenset({"hammer", "shelf-place"})
 
 
 class EnvPoolEnvs:
     """One pool a family, stepped side by side.
 
     EnvPool fixes its goals by the seed at creation: the n-th goal of an environment depends on its seed
-    and n alone. Fixed goals therefore need new pools at each reset; fresh ones need a reset.
+    and n alone. Fixed goals therefore need new pools at each reset; fresh ones need a reset (new pools, too, in two families).
 
     Args:
         families: of each environment; equal ones must be adjacent.
@@ -53,17 +56,21 @@ class EnvPoolEnvs:
         """Start episode number ``episode`` everywhere; returns observations ``[B, 39]``."""
         if self._goals.per_family is not None:
             goal_count = self._goals.per_family
-            self._build([(slot + episode * self._stride) % goal_count for slot in self._slots])
+            self._build([((slot + episode * self._stride) % goal_count,) for slot in self._slots])
             return self._reset_pools()
         generation, target = divmod(episode, _EPISODES_PER_POOL)
         if generation != self._generation or target < self._next_episode:
             self._build([(slot, generation) for slot in self._slots])
             self._generation, self._next_episode = generation, 0
-        while True:  # catch up with the episodes that an interrupted run had already drawn
-            observation = self._reset_pools()
+        while self._next_episode < target:  # catch up with what an interrupted run had already drawn
+            self._reset_pools()
             self._next_episode += 1
-            if self._next_episode > target:
-                return observation
+        for i, name in enumerate(self._names):
+            if target and name in _DRIFTING:
+                self._pools[i].close()
+                self._pools[i] = self._make_pool(i, [(slot, generation, target) for slot in self._slots])
+        self._next_episode += 1
+        return self._reset_pools()
 
     def step(self, action: FloatArray) -> EnvStep:
         """One simulator step with actions ``[B, 4]``."""
@@ -94,23 +101,23 @@ class EnvPoolEnvs:
             observation[np.asarray(members)[info["env_id"]]] = pool_observation
         return observation
 
-    def _build(self, keys: Sequence[int | tuple[int, int]]) -> None:
+    def _build(self, keys: Sequence[tuple[int, ...]]) -> None:
+        self.close()
+        self._pools = [self._make_pool(i, keys) for i in range(len(self._names))]
+
+    def _make_pool(self, i: int, keys: Sequence[tuple[int, ...]]) -> Any:
+        """A pool of the i-th family; ``keys`` of all environments make the seeds of its own."""
         import envpool
         from envpool.mujoco.metaworld.registration import metaworld_task_id
 
-        self.close()
+        name, members = self._names[i], self._members[i]
         threads = -(-(os.cpu_count() or 1) // len(self._names))
-        for name, members in zip(self._names, self._members, strict=True):
-            index = [keys[i] for i in members]
-            seeds = [self._goals.seed_for(name, *(k if isinstance(k, tuple) else (k,))) for k in index]
-            self._pools.append(
-                envpool.make(
-                    metaworld_task_id(metaworld_name(name)),
-                    "gymnasium",
-                    num_envs=len(members),
-                    num_threads=min(threads, len(members)),
-                    env_seed=seeds,
-                    max_episode_steps=self.horizon,
-                    partially_observable=not self._goal_visible,
-                )
-            )
+        return envpool.make(
+            metaworld_task_id(metaworld_name(name)),
+            "gymnasium",
+            num_envs=len(members),
+            num_threads=min(threads, len(members)),
+            env_seed=[self._goals.seed_for(name, *keys[j]) for j in members],
+            max_episode_steps=self.horizon,
+            partially_observable=not self._goal_visible,
+        )

@@ -60,6 +60,8 @@ class GoalEnv(gym.Env[FloatArray, FloatArray]):
             raise ValueError("reset() of a GoalEnv needs a seed: the goal is a function of it")
         by_slot = bool(options and options.get("slot"))
         simulator = self.simulator
+        # As the tasks have it: where set_task() changes it, it deletes a space that need not be cached.
+        simulator._partially_observable = True
         simulator.set_task(self._tasks[seed if by_slot else 0])
         if self._goal_visible:
             simulator._partially_observable = False
