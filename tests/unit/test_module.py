@@ -169,7 +169,9 @@ def noise_free(policy: HierarchicalPolicy, rollout: Rollout) -> MultivariateNorm
 def test_policy_kl_is_that_of_replacing_one_level(level: str, key: str) -> None:
     updates = {"task_encoder": 0, "macro_vae": 0} | {level: 3}
     module = build_module(
-        encoder_config(updates=updates["task_encoder"]), vae_config(updates=updates["macro_vae"])
+        encoder_config(updates=updates["task_encoder"]),
+        vae_config(updates=updates["macro_vae"]),
+        networks={"state_dependent_std": True},  # or the KL would be symmetric
     )
     before, rollout = copy.deepcopy(module.policy), toy_rollout(module)
     metrics = iterate(module, rollout)
@@ -177,7 +179,7 @@ def test_policy_kl_is_that_of_replacing_one_level(level: str, key: str) -> None:
     setattr(mixed, level, getattr(module.policy, level))
     expected = kl_divergence(noise_free(before, rollout), noise_free(mixed, rollout)).mean().item()
     assert expected > 1e-4
-    assert metrics[f"{key}/policy_kl"] == pytest.approx(expected, rel=1e-2)
+    assert metrics[f"{key}/policy_kl"] == pytest.approx(expected, rel=1e-3)
     other = {"encoder": "vae", "vae": "encoder"}[key]
     assert metrics[f"{other}/policy_kl"] == 0
 
