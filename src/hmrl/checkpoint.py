@@ -75,3 +75,8 @@ def load(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise UserError(f"{path} is no checkpoint of hmrl: it has no state_dict and hyper_parameters")
     return content
+
+
+def env_steps_at(path: str | Path | None) -> int:
+    """The environment steps that a checkpoint was taken at; 0 for a run without one."""
+    return int(load(path)["state_dict"]["env_steps"]) if path else 0

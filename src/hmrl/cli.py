@@ -44,8 +44,8 @@ class HmrlCLI(LightningCLI):
         parser.add_lightning_class_args(EnvStepBudget, "budget")
         parser.add_lightning_class_args(SuccessRate, "evaluation")
         parser.add_lightning_class_args(EnvStepsProgressBar, "progress")
-        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults({f"best_checkpoint.{k}": v for k, v in BEST_DEFAULTS.items()})
         parser.link_arguments("run_dir", "evaluation.results_dir")
         parser.link_arguments("run_dir", "last_checkpoint.dirpath", compute_fn=checkpoint_dir)
@@ -80,7 +80,7 @@ class HmrlCLI(LightningCLI):
                 print(
                     f"continuing from {path}" if path else f"no checkpoint in {last.parent}: starting afresh"
                 )
-            self._resumed_at = int(checkpoint.load(path)["state_dict"]["env_steps"]) if path else 0
+            self._resumed_at = checkpoint.env_steps_at(path)
             return
         if path is None:
             raise UserError(
@@ -120,10 +120,16 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=1,
+            parser_kwargs={"allow_abbrev": False},  # a misspelt key is an error, not its longer sister
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=list(args) if args is not None else None,
         )
-    except UserError as error:
-        print(f"hmrl: error: {error}", file=sys.stderr)
+    except Exception as error:
+        mistake: BaseException | None = error  # jsonargparse wraps what a configuration class raises
+        while mistake is not None and not isinstance(mistake, UserError):
+            mistake = mistake.__cause__
+        if mistake is None:
+            raise
+        print(f"hmrl: error: {mistake}", file=sys.stderr)
         raise SystemExit(2) from None

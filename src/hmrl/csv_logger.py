@@ -33,9 +33,11 @@ class ContinuedCSVLogger(CSVLogger):
             if path.is_file():
                 with path.open(newline="") as file:
                     rows = list(csv.DictReader(file))
-                kept = [r for r in rows if float(r["step"]) <= self.resumed_at]
+                whole = [row for row in rows if None not in row.values()]  # a kill may cut the last one
+                kept = [row for row in whole if float(row["step"]) <= self.resumed_at]
                 path.unlink()
             writer: Any = super().experiment
             writer.metrics.extend({k: v for k, v in row.items() if v != ""} for row in kept)
+            writer.save()  # at once: the run may be killed before it logs
             return writer
         return super().experiment

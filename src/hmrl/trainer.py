@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from hmrl.callbacks import EnvStepBudget, EnvStepsProgressBar, LastCheckpoint, SuccessRate
-from hmrl.checkpoint import AtomicCheckpointIO
+from hmrl.checkpoint import AtomicCheckpointIO, env_steps_at
 from hmrl.csv_logger import ContinuedCSVLogger
 
 # One epoch is one iteration and the budget ends the run; the sanity check would step environments.
@@ -69,7 +69,12 @@ def fixed_options() -> dict[str, Any]:
 
 
 def make_trainer(
-    run_dir: str, env_steps: int, callbacks: list[Callback] | None = None, **kwargs: Any
+    run_dir: str,
+    env_steps: int,
+    callbacks: list[Callback] | None = None,
+    *,
+    ckpt_path: str | None = None,
+    **kwargs: Any,
 ) -> pl.Trainer:
     """The trainer behind ``hmrl fit``, for use from Python.
 
@@ -77,6 +82,7 @@ def make_trainer(
         run_dir: logs, checkpoints and results go there.
         env_steps: budget.
         callbacks: more of them.
+        ckpt_path: what ``fit`` is going to continue from, if anything: so are the logs.
         kwargs: of ``pytorch_lightning.Trainer``; ``check_val_every_n_epoch`` counts iterations.
     """
     folder = checkpoint_dir(run_dir)
@@ -87,7 +93,9 @@ def make_trainer(
         ModelCheckpoint(folder, **BEST_DEFAULTS),
         LastCheckpoint(folder),
     ]
-    options = {**TRAINER_DEFAULTS, **fixed_options(), "logger": loggers(run_dir, 0), **kwargs}
+    options = {**TRAINER_DEFAULTS, **fixed_options(), **kwargs}
+    if "logger" not in options:
+        options["logger"] = loggers(run_dir, env_steps_at(ckpt_path))
     options["strategy"] = strategy_for(
         options.get("strategy", "auto"),
         options.get("accelerator", "auto"),

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
 
 from hmrl.types import UserError
 
 
-class LastCheckpoint(pl.Callback):
+class LastCheckpoint(Checkpoint):
     """Writes ``last.ckpt`` every so many iterations, and after the last one.
+
+    Place it after ``ModelCheckpoint``, whose best score so far belongs into the file.
 
     Args:
         dirpath: folder of the checkpoint.

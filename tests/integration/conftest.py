@@ -1,0 +1,34 @@
+"""Integration tests run the real trainer in this process, on one thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import hmrl.cli
+from integration.toy import ToyDataModule
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY = ["--config", str(CONFIGS / "ml10.yaml"), "--config", str(Path(__file__).parent / "tiny.yaml")]
+
+
+@pytest.fixture(autouse=True)
+def _quiet_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread; and nothing of a run's environment variables is left for the next test."""
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    monkeypatch.setattr("sys.argv", ["hmrl"])
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+
+
+@pytest.fixture
+def toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line on the toy world instead of Meta-World."""
+    monkeypatch.setattr(hmrl.cli, "MetaWorldDataModule", ToyDataModule)
