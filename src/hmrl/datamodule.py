@@ -151,6 +151,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
             },
             logger=False,
         )
+        if seed < 0:
+            raise UserError(f"seed_everything is {seed}: use 0 or more")
         self._replay_trajectories = replay_trajectories
         self.replay = TrajectoryReplay(replay_trajectories)
         self._rollouts = 0
@@ -162,13 +164,15 @@ class MetaWorldDataModule(pl.LightningDataModule):
         return self.benchmark.train
 
     def setup(self, stage: str) -> None:
-        """Build nothing yet, but refuse early what could not be built."""
+        """Refuse early what could not be built, and give each rank its share of the replay."""
         _, world_size = rank_and_world_size()
         if stage == "fit" and self.envs_per_family % world_size:
             raise UserError(
                 f"data.envs_per_family={self.envs_per_family} does not divide over {world_size} processes: "
                 f"use a multiple of {world_size}"
             )
+        if stage == "fit" and world_size > 1:
+            self.replay = TrajectoryReplay(-(-self._replay_trajectories // world_size))
 
     def make_envs(self, backend: Backend, goals: Goals, envs_per_family: int) -> TaskEnvs:
         """This rank's environments; another world than Meta-World overrides this method."""

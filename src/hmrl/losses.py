@@ -110,6 +110,7 @@ def actor_loss(
         "approx_kl": terms.approx_kl,
         "clip_fraction": terms.clip_fraction,
         "entropy": policy_entropy,
+        "action_std": distribution.stddev.mean(),
     }
     return loss, {f"ppo/{k}": v.detach() for k, v in metrics.items()}
 

@@ -89,8 +89,8 @@ class HierarchicalMetaRL(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.families, self.seed = tuple(families), seed
-        self.encoder_config = task_encoder and as_config(TaskEncoderConfig, task_encoder)
-        self.vae_config = macro_vae and as_config(MacroVAEConfig, macro_vae)
+        self.encoder_config = None if task_encoder is None else as_config(TaskEncoderConfig, task_encoder)
+        self.vae_config = None if macro_vae is None else as_config(MacroVAEConfig, macro_vae)
         self.network_config = as_config(ActorCriticConfig, actor_critic)
         self.ppo = as_config(PPOConfig, ppo)
         self.acting = as_config(Acting, acting)
@@ -206,6 +206,7 @@ class HierarchicalMetaRL(pl.LightningModule):
                 batch = {k: v[index] for k, v in data.items()}
                 actor = self._descend("actor", ppo.max_grad_norm, partial(actor_loss, policy, batch, ppo))
                 critic = self._descend("critic", ppo.max_grad_norm, partial(critic_loss, policy, batch))
+                policy.actor.project()
                 log.append(actor | critic)
             if ppo.target_kl is not None:
                 _, world_size = rank_and_world_size()
@@ -215,7 +216,6 @@ class HierarchicalMetaRL(pl.LightningModule):
         return average(log) | {
             "ppo/epochs": torch.tensor(float(epochs)),
             "ppo/explained_variance": explained_variance(value[:-1], target),
-            "ppo/action_std": policy.actor.log_std.detach().exp().mean(),
         }
 
     def _learning_reward(self, episodes: Rollout | Trajectories) -> Tensor:

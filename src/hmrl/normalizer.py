@@ -40,15 +40,14 @@ class RunningMoments(nn.Module):
         x = x.to(self.mean.dtype)
         if group is None:
             group = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        sums = torch.zeros(len(self.count), 2 * x.shape[1] + 1, dtype=x.dtype, device=x.device)
-        # Centred on the running mean, so that squares of large offsets do not swamp the variance.
-        centred = x - self.mean[group]
-        sums.index_add_(0, group, torch.cat([torch.ones_like(x[:, :1]), centred, centred.square()], dim=1))
-        sums = sum_over_ranks(sums)
-        count, total, squares = sums[:, 0], sums[:, 1 : 1 + x.shape[1]], sums[:, 1 + x.shape[1] :]
+        zeros = torch.zeros(len(self.count), x.shape[1] + 1, dtype=x.dtype, device=x.device)
+        sums = sum_over_ranks(zeros.index_add(0, group, torch.cat([torch.ones_like(x[:, :1]), x], dim=1)))
+        count, total = sums[:, 0], sums[:, 1:]
         n = count.clamp(min=1).unsqueeze(1)
-        delta = total / n
-        batch_m2 = squares - n * delta.square()
+        batch_mean = total / n
+        # Centred before squaring, so that a large offset does not swamp the variance.
+        batch_m2 = sum_over_ranks(zeros[:, 1:].index_add(0, group, (x - batch_mean[group]).square()))
+        delta = batch_mean - self.mean
         old = self.count.unsqueeze(1)
         new = (self.count + count).clamp(min=1).unsqueeze(1)
         seen = (count > 0).unsqueeze(1)

@@ -98,10 +98,10 @@ class HierarchicalPolicy(nn.Module):
             )
             belief = self.belief(logits[0], acting)
         if acting.permute == "task_belief":
-            belief = belief[torch.randperm(len(belief), device=belief.device)]
+            belief = belief[_donors(len(belief)).to(belief.device)]
         macro_action = self.macro_action(state, belief, acting)
         if acting.permute == "macro_action":
-            macro_action = macro_action[torch.randperm(len(state), device=state.device)]
+            macro_action = macro_action[_donors(len(state)).to(state.device)]
         distribution = self.actor(state, belief, macro_action)
         action = distribution.sample() if acting.action == "sample" else distribution.mean
         log_prob = Independent(distribution, 1).log_prob(action)
@@ -161,6 +161,14 @@ class HierarchicalPolicy(nn.Module):
         """Collective. Move the normaliser's moments by raw ``[..., S]`` and ``[...]`` of a rollout."""
         self.observation_moments.update(observation.reshape(-1, self.observation_dim))
         self.reward_moments.update(reward.reshape(-1, 1))
+
+
+def _donors(batch: int) -> Tensor:
+    """For each environment another one, the same at every step: a random cycle through the batch."""
+    cycle = torch.randperm(batch, generator=torch.Generator().manual_seed(0))
+    donors = torch.empty_like(cycle)
+    donors[cycle] = cycle.roll(1)
+    return donors
 
 
 def build_policy(

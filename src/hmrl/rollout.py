@@ -19,7 +19,8 @@ def seeded(*key: int) -> Iterator[None]:
     This is what makes a resumed run bit-equal without saving any generator's state, and what keeps
     evaluation from touching training's randomness.
     """
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    sequence = np.random.SeedSequence(key[0], spawn_key=key[1:])
+    seed = int(sequence.generate_state(1, np.uint64)[0] >> 1)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -66,7 +67,7 @@ def collect(
     k, batch = agent.decision_interval, len(envs.families)
     steps: list[dict[str, Tensor]] = []
     with _single_thread():
-        observation = torch.from_numpy(envs.reset(episode)).float()
+        observation = torch.tensor(envs.reset(episode), dtype=torch.float32)
         observations, rewards, successes = [observation], [], []
         carry = agent.initial_carry(batch)
         reward = torch.zeros(batch)
@@ -81,7 +82,7 @@ def collect(
                 total += step_reward
                 succeeded |= success_now
                 elapsed += 1
-            observation = torch.from_numpy(raw).float()
+            observation = torch.tensor(raw, dtype=torch.float32)  # a copy: environments may reuse theirs
             reward = torch.from_numpy(total).float()
             observations.append(observation)
             rewards.append(reward)

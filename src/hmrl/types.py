@@ -32,14 +32,25 @@ class Acting:
         task_belief: feed the actor and critic the belief's ``probabilities`` or a Gumbel-softmax ``sample``.
         macro_action: feed the actor the ``mean`` of q(z | s, y) or a ``sample``.
         action: ``sample`` the policy or take its ``mean``.
-        permute: give every environment the named variable of another environment in the batch, at the
-            same time step. An ablation at evaluation: a level whose permutation costs nothing is unused.
+        permute: give every environment the named variable of another environment in the batch, the same
+            one all along, at the same time step. An ablation at evaluation: a level whose permutation costs
+            nothing is unused.
     """
 
     task_belief: Literal["probabilities", "sample"] = "probabilities"
     macro_action: Literal["mean", "sample"] = "mean"
     action: Literal["sample", "mean"] = "sample"
     permute: Literal["none", "task_belief", "macro_action"] = "none"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("task_belief", ("probabilities", "sample")),
+            ("macro_action", ("mean", "sample")),
+            ("action", ("sample", "mean")),
+            ("permute", ("none", "task_belief", "macro_action")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"acting.{name} is {getattr(self, name)!r}: use {' or '.join(allowed)}")
 
 
 @dataclass

@@ -26,8 +26,8 @@ class EnvStepBudget(pl.Callback):
         self._check(trainer, pl_module)
         if trainer.should_stop and trainer.is_global_zero:
             print(
-                f"the budget of {self.env_steps:,} environment steps is spent ({int(pl_module.env_steps):,} taken): "
-                "raise budget.env_steps to train on"
+                f"the budget of {self.env_steps:,} environment steps is spent "
+                f"({int(pl_module.env_steps):,} taken): raise budget.env_steps to train on"
             )
 
     def on_train_batch_end(

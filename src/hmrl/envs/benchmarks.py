@@ -54,8 +54,8 @@ class Goals:
 
     def seed_for(self, family: str, *index: int) -> int:
         """A 31-bit seed for ``index`` (a goal slot, or an environment and a generation) of ``family``."""
-        key = [self.seed, self.stream, int(self.split == "test"), *family.encode(), 0, *index]
-        return int(np.random.SeedSequence(key).generate_state(1)[0] >> 1)
+        key = (self.stream, int(self.split == "test"), *family.encode(), 0, *index)
+        return int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)[0] >> 1)
 
 
 @cache

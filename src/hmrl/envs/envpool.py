@@ -23,7 +23,8 @@ class EnvPoolEnvs:
     """One pool a family, stepped side by side.
 
     EnvPool fixes its goals by the seed at creation: the n-th goal of an environment depends on its seed
-    and n alone. Fixed goals therefore need new pools at each reset; fresh ones need a reset (new pools, too, in two families).
+    and n alone. Fixed goals therefore need new pools at each reset; fresh ones need a reset, save in two
+    families whose later goals EnvPool gets wrong.
 
     Args:
         families: of each environment; equal ones must be adjacent.

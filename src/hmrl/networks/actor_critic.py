@@ -46,6 +46,11 @@ class Actor(nn.Module):
             out_gain=0.01,
         )
 
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring the free parameter back to its range: beyond it the clamp's gradient is 0 for good."""
+        self.log_std.clamp_(*self.log_std_range)
+
     def forward(self, state: Tensor, belief: Tensor, macro_action: Tensor) -> Normal:
         """The distribution of primitive actions ``[..., A]``."""
         out = self.net(torch.cat([state, belief, macro_action], dim=-1))
