@@ -52,7 +52,7 @@ class TaskEncoderConfig:
         max_grad_norm: gradients are scaled down to this norm.
     """
 
-    categories: int = 5
+    categories: int = 10
     cell: Literal["gru", "lstm"] = "gru"
     hidden: int = 256
     embedding_hidden: tuple[int, int, int] = (64, 32, 16)
@@ -61,11 +61,11 @@ class TaskEncoderConfig:
     temperature: float = 1.0
     value_coef: float = 1.0
     categorical_coef: float = 0.3
-    categorical: Categorical = "marginal"
+    categorical: Categorical = "information"
     occupancy_coef: float = 0.0
     occupancy: Occupancy = "exp"
-    updates: int = 5
-    trajectories: int = 20
+    updates: int = 20
+    trajectories: int = 10
     lr: float = 7e-4
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -120,7 +120,7 @@ class MacroVAEConfig:
     decoder_std: float = 0.2
     kl_coef: float = 1.0
     free_bits: float = 0.0
-    updates: int = 20
+    updates: int = 10
     trajectories: int = 20
     lr: float = 7e-4
     weight_decay: float = 0.01
