@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
@@ -25,6 +26,7 @@ class ContinuedCSVLogger(CSVLogger):
         self.resumed_at = 0  # environment steps; a fresh run starts the file anew
 
     @property
+    @rank_zero_experiment  # the other ranks would delete the file before this one has read it
     def experiment(self) -> Any:
         """Lightning's writer, primed with the rows to keep."""
         if self._experiment is None:

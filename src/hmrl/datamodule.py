@@ -121,6 +121,10 @@ class MetaWorldDataModule(pl.LightningDataModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
+        if envs_per_family < 1:
+            raise UserError(f"data.envs_per_family is {envs_per_family}: use 1 or more")
+        if not 1 <= horizon <= HORIZON:
+            raise UserError(f"data.horizon is {horizon}: use 1 to {HORIZON}, the length of an episode")
         if goals_per_family is not None and goals_per_family < 1:
             raise UserError(
                 f"data.goals_per_family is {goals_per_family}: use 1 or more, or null for fresh goals"
@@ -166,11 +170,19 @@ class MetaWorldDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Refuse early what could not be built, and give each rank its share of the replay."""
         _, world_size = rank_and_world_size()
-        if stage == "fit" and self.envs_per_family % world_size:
-            raise UserError(
-                f"data.envs_per_family={self.envs_per_family} does not divide over {world_size} processes: "
-                f"use a multiple of {world_size}"
-            )
+        counts = {
+            "envs_per_family": self.envs_per_family if stage == "fit" else 0,
+            "validation.envs_per_family": self.validation.envs_per_family
+            if stage in ("fit", "validate")
+            else 0,
+            "test.envs_per_family": self.test.envs_per_family if stage == "test" else 0,
+        }
+        for key, count in counts.items():
+            if count % world_size:
+                raise UserError(
+                    f"data.{key}={count} does not divide over {world_size} processes: "
+                    f"use a multiple of {world_size}"
+                )
         if stage == "fit" and world_size > 1:
             self.replay = TrajectoryReplay(-(-self._replay_trajectories // world_size))
 
