@@ -21,8 +21,6 @@ from hmrl.types import Acting, Rollout, Split, TaskEnvs, UserError
 # Learning (hmrl.module) has stream 1.
 _TRAIN, _VALIDATION, _TEST = 0, 2, 3
 _SPLITS: tuple[Split, Split] = ("train", "test")
-
-
 T = TypeVar("T")
 
 
@@ -170,18 +168,14 @@ class MetaWorldDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Refuse early what could not be built, and give each rank its share of the replay."""
         _, world_size = rank_and_world_size()
-        counts = {
-            "envs_per_family": self.envs_per_family if stage == "fit" else 0,
-            "validation.envs_per_family": self.validation.envs_per_family
-            if stage in ("fit", "validate")
-            else 0,
-            "test.envs_per_family": self.test.envs_per_family if stage == "test" else 0,
-        }
+        name = "test" if stage == "test" else "validation"
+        counts = {f"{name}.envs_per_family": getattr(self, name).envs_per_family}
+        if stage == "fit":
+            counts["envs_per_family"] = self.envs_per_family
         for key, count in counts.items():
             if count % world_size:
                 raise UserError(
-                    f"data.{key}={count} does not divide over {world_size} processes: "
-                    f"use a multiple of {world_size}"
+                    f"data.{key}={count} does not divide over {world_size} processes: use a multiple of that"
                 )
         if stage == "fit" and world_size > 1:
             self.replay = TrajectoryReplay(-(-self._replay_trajectories // world_size))
