@@ -1,0 +1,93 @@
+"""Meta-World's own tasks, and agents without training: scripted experts, noise, one that takes notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, metaworld_name
+from hmrl.types import Acting, ActorStep, Carry, Split
+
+
+@cache
+def _official_ml10(seed: int) -> Any:
+    import metaworld
+
+    return metaworld.ML10(seed=seed)
+
+
+def official_tasks(split: Split, seed: int = 1) -> list[Any]:
+    """ML10's own tasks, made by Meta-World without any help from hmrl."""
+    own = _official_ml10(seed)
+    return own.train_tasks if split == "train" else own.test_tasks
+
+
+def empty_carry(batch_size: int) -> Carry:
+    return Carry((), torch.zeros(batch_size, OBSERVATION_DIM), torch.zeros(batch_size, ACTION_DIM))
+
+
+def actor_step(action: Tensor) -> ActorStep:
+    """A decision without log-probability, belief or macro-action."""
+    batch = len(action)
+    return ActorStep(action, torch.zeros(batch), torch.zeros(batch, 0), torch.zeros(batch, 0))
+
+
+class ScriptedExpert:
+    """Meta-World's own policies, one per environment; they need to see the goal."""
+
+    decision_interval = 1
+
+    def __init__(self, families: Sequence[str]) -> None:
+        from metaworld.policies import ENV_POLICY_MAP
+
+        self._make = [ENV_POLICY_MAP[metaworld_name(family)] for family in families]
+        self._policies: list[Any] = []
+
+    def initial_carry(self, batch_size: int) -> Carry:
+        self._policies = [make() for make in self._make]
+        assert len(self._policies) == batch_size
+        return empty_carry(batch_size)
+
+    def act(
+        self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting
+    ) -> tuple[ActorStep, Carry]:
+        pairs = zip(self._policies, observation.double().numpy(), strict=True)
+        actions = np.stack([policy.get_action(seen) for policy, seen in pairs])
+        return actor_step(torch.from_numpy(actions).float()), carry
+
+
+class RandomAgent:
+    """Uniform actions, the same ones in every episode."""
+
+    def __init__(self, seed: int = 0, decision_interval: int = 1) -> None:
+        self.decision_interval = decision_interval
+        self._seed, self._generator = seed, torch.Generator()
+
+    def initial_carry(self, batch_size: int) -> Carry:
+        self._generator.manual_seed(self._seed)
+        return empty_carry(batch_size)
+
+    def act(
+        self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting
+    ) -> tuple[ActorStep, Carry]:
+        action = torch.rand(len(observation), ACTION_DIM, generator=self._generator) * 2 - 1
+        return actor_step(action), carry
+
+
+class RecordingAgent(RandomAgent):
+    """Keeps everything that it was ever given."""
+
+    def initial_carry(self, batch_size: int) -> Carry:
+        self.given: list[tuple[Tensor, Tensor]] = []
+        return super().initial_carry(batch_size)
+
+    def act(
+        self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting
+    ) -> tuple[ActorStep, Carry]:
+        self.given.append((observation.clone(), reward.clone()))
+        return super().act(observation, reward, carry, acting)
