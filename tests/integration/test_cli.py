@@ -233,7 +233,8 @@ def test_environments_that_do_not_divide_over_processes_are_refused_before_train
     monkeypatch.setattr("hmrl.datamodule.rank_and_world_size", lambda: (0, 2))
     message = refused(capsys, "fit", *TINY, "--run_dir", str(tmp_path / "run"))
     assert "data.validation.envs_per_family=1 does not divide over 2 processes" in message
-    message = refused(capsys, "fit", *TINY, "--run_dir", str(tmp_path / "run"), "--data.envs_per_family", "3")
+    odd = ("--data.envs_per_family", "3", "--data.validation.envs_per_family", "2")
+    message = refused(capsys, "fit", *TINY, "--run_dir", str(tmp_path / "run"), *odd)
     assert "data.envs_per_family=3 does not divide over 2 processes" in message
 
 

@@ -66,6 +66,8 @@ def test_experience_differs(ranks: Ranks) -> None:
     for a, b in zip(first["actions"], second["actions"], strict=True):
         assert a.shape == b.shape == (7, 10, 4)
         assert not torch.equal(a, b)
+    # Of equal deviations, equal noise would have equal log-probabilities, whatever the states.
+    assert not torch.isclose(first["log_probs"][0], second["log_probs"][0]).any()
     goals = [{(f, g) for training, _, f, g, _ in rank["goals"] if training} for rank in (first, second)]
     assert len(goals[0]) == len(goals[1]) == 20
     assert not goals[0] & goals[1]

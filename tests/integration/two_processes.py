@@ -41,6 +41,7 @@ def train(folder: Path, iterations: int, data: Any, resume: bool = False) -> dic
         "checksums": recorder.checksums,
         "env_steps": recorder.env_steps,
         "actions": [rollout.action for rollout in recorder.rollouts],
+        "log_probs": [rollout.log_prob for rollout in recorder.rollouts],
         "moments": [(rollout.observation, rollout.reward) for rollout in recorder.rollouts],
         "goals": [(e.training, e.split, e.family, e.goal, any(e.successes)) for e in run.data.episodes],
         "scores": callback.scores,
