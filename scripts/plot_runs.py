@@ -56,7 +56,7 @@ def draw(axis: Axes, runs: Iterable[tuple[str, dict]], key: str, title: str, *, 
             continue
         steps, values = series[key]
         colour = f"C{i}"
-        if smoothed:
+        if smoothed and len(values) > 20:  # evaluations are few, and as they are
             axis.plot(steps / 1e6, values, color=colour, alpha=0.2, linewidth=0.8)
             values = smooth(values)
         axis.plot(
@@ -80,8 +80,12 @@ def figure(
         axis.axis("off")
     for axis in axes[-1]:
         axis.set_xlabel("environment steps, millions", fontsize=8)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="upper center", ncol=len(labels), fontsize=9, frameon=False)
+    lines = {
+        label: line
+        for axis in axes.flat
+        for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    fig.legend(lines.values(), lines.keys(), loc="upper center", ncol=len(lines), fontsize=9, frameon=False)
     fig.tight_layout(rect=(0, 0, 1, 0.97 - 0.06 / rows))
     fig.savefig(path, dpi=130)
     plt.close(fig)

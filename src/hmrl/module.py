@@ -259,9 +259,9 @@ class HierarchicalMetaRL(pl.LightningModule):
         return now
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
-        """Log with environment steps as x-axis; float64, for float32 miscounts above 16 million."""
+        """Collective. Log rank means by environment steps; float64, as float32 miscounts above 16 million."""
         values = {**metrics, "step": self.env_steps.double()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     # --- Lightning -------------------------------------------------------------------------------
 
