@@ -166,8 +166,6 @@ class HierarchicalMetaRL(pl.LightningModule):
         if config is None:
             return {}
         log: list[Metrics] = []
-        self.policy.eval()  # the encoder's dropout is for its own training
-        self._level("macro_vae").train()
         for _ in range(config.updates):
             episodes = replay.sample(config.trajectories).to(self.device)
             loss = partial(macro_vae_loss, self.policy, episodes, config, self.acting)
