@@ -290,3 +290,16 @@ def test_checkpoints_hold_plain_hyperparameters() -> None:
         return x is None or type(x) in (int, float, str, bool)
 
     assert plain(dict(module.hparams))
+
+
+def test_a_deviation_beyond_its_range_comes_back() -> None:
+    """Where the clamp cuts its gradient off, nothing else would bring the parameter back."""
+    module = build_module(networks={"log_std_range": (-1.0, 0.5)})
+    with torch.no_grad():
+        module.policy.actor.log_std.fill_(0.6)
+    rollout = toy_rollout(module)
+    iterate(module, rollout)
+    log_std = module.policy.actor.log_std
+    assert (log_std <= 0.5).all()
+    iterate(module, rollout)
+    assert (log_std < 0.5).any()

@@ -10,7 +10,7 @@ from torch.distributions import Normal
 from hmrl.config import ActorCriticConfig
 from hmrl.losses import macro_vae_loss
 from hmrl.module import HierarchicalMetaRL
-from hmrl.policy import HierarchicalPolicy, build_policy
+from hmrl.policy import HierarchicalPolicy, _donors, build_policy
 from hmrl.rollout import collect, seeded
 from hmrl.types import Acting, Carry, Rollout, UserError
 
@@ -316,3 +316,12 @@ def test_wrong_dimensions_are_named(changes: dict, message: str) -> None:  # typ
     right = {"observation_dim": S, "action_dim": A, "ego_indices": EGO, "decision_interval": 1}
     with pytest.raises(UserError, match=message):
         build_policy(None, None, ActorCriticConfig(), **right | changes)
+
+
+@pytest.mark.parametrize("batch", [2, 7, 100])
+def test_every_episode_is_given_another_one_and_the_same_all_along(batch: int) -> None:
+    donors = _donors(batch)
+    assert sorted(donors.tolist()) == list(range(batch))
+    assert (donors != torch.arange(batch)).all()
+    torch.randn(3)
+    assert torch.equal(_donors(batch), donors)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hmrl.rollout import collect, seeded
-from hmrl.types import Acting, Rollout
+from hmrl.types import Acting, EnvStep, Rollout
 
 from .helpers import FAMILIES, B, S, ToyEnvs, build_module, encoder_config, vae_config
 
@@ -95,3 +95,28 @@ def test_the_number_of_threads_is_given_back() -> None:
     before = torch.get_num_threads()
     roll(ToyEnvs(), 2)
     assert torch.get_num_threads() == before
+
+
+class ReusingEnvs(ToyEnvs):
+    """Answers in the same float32 array every time, as a simulator may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffer: np.ndarray | None = None
+
+    def _reused(self, observation: np.ndarray) -> np.ndarray:
+        if self._buffer is None:
+            self._buffer = np.empty_like(observation, dtype=np.float32)
+        self._buffer[:] = observation
+        return self._buffer
+
+    def reset(self, episode: int) -> np.ndarray:
+        return self._reused(super().reset(episode))
+
+    def step(self, action: np.ndarray) -> EnvStep:
+        step = super().step(action)
+        return step._replace(observation=self._reused(step.observation))
+
+
+def test_observations_survive_a_simulator_that_reuses_its_buffer() -> None:
+    torch.testing.assert_close(roll(ReusingEnvs(), 1).observation, roll(ToyEnvs(), 1).observation)
