@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ class ContinuedCSVLogger(CSVLogger):
                 whole = [row for row in rows if None not in row.values()]  # a kill may cut the last one
                 kept = [row for row in whole if float(row["step"]) <= self.resumed_at]
                 path.unlink()
-            writer: Any = super().experiment
+            with warnings.catch_warnings():  # Lightning says that it will delete what was just kept
+                warnings.filterwarnings("ignore", message="Experiment logs directory")
+                writer: Any = super().experiment
             writer.metrics.extend({k: v for k, v in row.items() if v != ""} for row in kept)
             writer.save()  # at once: the run may be killed before it logs
             return writer
