@@ -27,6 +27,11 @@ def _require(condition: bool, key: str, value: object, right: str) -> None:
         raise UserError(f"{key} is {value!r}, but it must be {right}")
 
 
+def _require_one_of(allowed: Any, key: str, value: object) -> None:
+    """``allowed`` is a ``Literal``."""
+    _require(value in get_args(allowed), key, value, f"one of {', '.join(get_args(allowed))}")
+
+
 @dataclass
 class TaskEncoderConfig:
     """High level.
@@ -76,18 +81,8 @@ class TaskEncoderConfig:
         _require(self.cell in ("gru", "lstm"), f"{key}cell", self.cell, "gru or lstm")
         _require(0 <= self.dropout < 1, f"{key}dropout", self.dropout, "in [0, 1)")
         _require(self.temperature > 0, f"{key}temperature", self.temperature, "positive")
-        _require(
-            self.categorical in get_args(Categorical),
-            f"{key}categorical",
-            self.categorical,
-            f"one of {', '.join(get_args(Categorical))}",
-        )
-        _require(
-            self.occupancy in get_args(Occupancy),
-            f"{key}occupancy",
-            self.occupancy,
-            f"one of {', '.join(get_args(Occupancy))}",
-        )
+        _require_one_of(Categorical, f"{key}categorical", self.categorical)
+        _require_one_of(Occupancy, f"{key}occupancy", self.occupancy)
         _require(self.updates >= 0, f"{key}updates", self.updates, "0 or more")
         _require(self.trajectories >= 1, f"{key}trajectories", self.trajectories, "at least 1")
         _require(self.lr > 0, f"{key}lr", self.lr, "positive")
@@ -128,12 +123,7 @@ class MacroVAEConfig:
 
     def __post_init__(self) -> None:
         key = "model.macro_vae."
-        _require(
-            self.goal in get_args(GoalStrategy),
-            f"{key}goal",
-            self.goal,
-            f"one of {', '.join(get_args(GoalStrategy))}",
-        )
+        _require_one_of(GoalStrategy, f"{key}goal", self.goal)
         _require(self.n >= 1, f"{key}n", self.n, "at least 1 decision")
         _require(self.n_max >= 1, f"{key}n_max", self.n_max, "at least 1 decision")
         _require(self.decoder_std > 0, f"{key}decoder_std", self.decoder_std, "positive")
@@ -218,18 +208,8 @@ class PPOConfig:
         _require(self.clip > 0, f"{key}clip", self.clip, "positive")
         _require(self.epochs >= 1, f"{key}epochs", self.epochs, "at least 1")
         _require(self.minibatches >= 1, f"{key}minibatches", self.minibatches, "at least 1")
-        _require(
-            self.advantage in get_args(Advantage),
-            f"{key}advantage",
-            self.advantage,
-            f"one of {', '.join(get_args(Advantage))}",
-        )
-        _require(
-            self.reward_scale in get_args(RewardScale),
-            f"{key}reward_scale",
-            self.reward_scale,
-            f"one of {', '.join(get_args(RewardScale))}",
-        )
+        _require_one_of(Advantage, f"{key}advantage", self.advantage)
+        _require_one_of(RewardScale, f"{key}reward_scale", self.reward_scale)
         _require(self.agreement_bonus >= 0, f"{key}agreement_bonus", self.agreement_bonus, "0 or more")
         _require(self.actor_lr > 0, f"{key}actor_lr", self.actor_lr, "positive")
         _require(self.critic_lr > 0, f"{key}critic_lr", self.critic_lr, "positive")
