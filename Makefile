@@ -26,7 +26,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 smoke: setup  ## Fit, evaluate and test real ML10 in about two minutes.
-	$(BIN)/hmrl fit --config configs/ml10.yaml --config configs/smoke.yaml
+	$(BIN)/hmrl fit --config configs/ml10.yaml --config configs/smoke.yaml --overwrite true
 
 check: setup
 	$(BIN)/ruff check

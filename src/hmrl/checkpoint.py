@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write ``checkpoint`` to ``path`` and its export beside it."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        _write(checkpoint, Path(path))
-        _write({k: checkpoint[k] for k in _EXPORTED if k in checkpoint}, weights_path(path))
+        """Write ``checkpoint`` to ``path`` and its export beside it.
+
+        Raises:
+            UserError: if that cannot be done; the files that were there are as they were.
+        """
+        path = Path(path)
+        export = {k: checkpoint[k] for k in _EXPORTED if k in checkpoint}
+        contents = {path: checkpoint, weights_path(path): export}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for target, content in contents.items():
+                _write(content, _temporary(target))
+            for target in contents:  # both are whole: what remains is two renames
+                _temporary(target).replace(target)
+        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+            raise UserError(
+                f"{path} could not be written ({error}): the checkpoint before it is intact; make room, then "
+                "continue with --ckpt_path last"
+            ) from error
+        finally:
+            for target in contents:
+                _temporary(target).unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """:func:`load`, whatever ``weights_only`` says: tensors and plain values are all there is."""
+        return load(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its export."""
@@ -48,16 +73,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         super().remove_checkpoint(weights_path(path))
 
 
+def _temporary(path: Path) -> Path:
+    """On the same file system; always the same, so that a kill leaves at most one behind."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def _write(content: dict[str, Any], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -70,6 +95,11 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UserError(f"there is no checkpoint at {path}")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it holds more than tensors and plain values, and reading it could run code; "
+            "use a checkpoint that hmrl has written"
+        ) from error
     except Exception as error:
         raise UserError(f"{path} is no readable checkpoint (truncated, or not written by hmrl)") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
@@ -77,6 +107,6 @@ def load(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def env_steps_at(path: str | Path | None) -> int:
-    """The environment steps that a checkpoint was taken at; 0 for a run without one."""
-    return int(load(path)["state_dict"]["env_steps"]) if path else 0
+def env_steps_of(content: dict[str, Any] | None) -> int:
+    """The environment steps that a loaded checkpoint was taken at; 0 for none."""
+    return int(content["state_dict"]["env_steps"]) if content else 0

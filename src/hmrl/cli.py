@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from math import ceil
+from typing import Any, NoReturn
 
 # Before torch is imported: idle OpenMP threads must not spin on the simulators' cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from hmrl import checkpoint
-from hmrl.callbacks import EnvStepBudget, EnvStepsProgressBar, LastCheckpoint, SuccessRate
+from hmrl.callbacks import (
+    EnvStepBudget,
+    EnvStepsProgressBar,
+    GracefulStop,
+    LastCheckpoint,
+    RunDirectory,
+    SuccessRate,
+    hold_signals,
+)
+from hmrl.compatibility import check_network, check_rollout
 from hmrl.datamodule import MetaWorldDataModule
+from hmrl.distributed import is_first_process
+from hmrl.mistakes import mistake_behind, one_sentence
 from hmrl.module import HierarchicalMetaRL
-from hmrl.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, checkpoint_dir, fixed_options, loggers, strategy_for
+from hmrl.processes import strategy_for
+from hmrl.run_dir import checkpoint_dir, claim, continues, newest_checkpoint
+from hmrl.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, fixed_options, loggers
 from hmrl.types import UserError
 
 _FROM_DATA = ("families", "observation_dim", "action_dim", "ego_indices")
@@ -35,12 +49,23 @@ class SaveRunConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+class _Parser(LightningArgumentParser):
+    """One sentence for a mistake, instead of a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """What a configuration class has said, or else the parser's own words."""
+        if not self.exit_on_error:  # a nested parser: another type may fit
+            super().error(message, ex)
+        raise mistake_behind(ex) or UserError(" ".join(message.split())) from ex
+
+
 class HmrlCLI(LightningCLI):
     """LightningCLI with this project's callbacks under keys of their own, so that overlays can set them."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Callbacks, run directory, one seed, and the dimensions that data decides."""
         parser.add_argument("--run_dir", type=str, default="runs/ml10", help="Logs, checkpoints and results.")
+        parser.add_argument("--overwrite", type=bool, default=False, help="Write over a run in run_dir.")
         parser.add_lightning_class_args(EnvStepBudget, "budget")
         parser.add_lightning_class_args(SuccessRate, "evaluation")
         parser.add_lightning_class_args(EnvStepsProgressBar, "progress")
@@ -73,14 +98,18 @@ class HmrlCLI(LightningCLI):
         config = self.config[self.config["subcommand"]]
         path = config.get("ckpt_path")
         if self.config["subcommand"] == "fit":
-            if path == "last":
-                last = Path(checkpoint_dir(config["run_dir"])) / "last.ckpt"
-                path = str(last) if last.is_file() else None
-                config["ckpt_path"] = path
-                print(
-                    f"continuing from {path}" if path else f"no checkpoint in {last.parent}: starting afresh"
-                )
-            self._resumed_at = checkpoint.env_steps_at(path)
+            run_dir = config["run_dir"]
+            newest = newest_checkpoint(run_dir)
+            requeued = newest is not None and newest.name.startswith("hpc_") and SLURMEnvironment.detect()
+            self._may_hold_run = config["overwrite"] or path == "last" or requeued
+            if path == "last" or (path is None and requeued):
+                path = config["ckpt_path"] = str(newest) if newest else None
+                if is_first_process():
+                    nothing = f"no checkpoint in {checkpoint_dir(run_dir)}: starting afresh"
+                    print(f"continuing from {path}" if path else nothing)
+            self._may_hold_run |= continues(run_dir, path)
+            self._saved = checkpoint.load(path) if path else None
+            self._resumed_at = checkpoint.env_steps_of(self._saved)
             return
         if path is None:
             raise UserError(
@@ -99,7 +128,36 @@ class HmrlCLI(LightningCLI):
             config["strategy"], config["accelerator"], config["devices"], config["num_nodes"]
         )
         config["plugins"] = [*(config["plugins"] or []), *fixed_options()["plugins"]]
+        if fitting:
+            run_dir = self._get(self.config, "run_dir")
+            config["default_root_dir"] = config["default_root_dir"] or run_dir
+            callbacks = [RunDirectory(run_dir, self._may_hold_run), GracefulStop(), *callbacks]
         return super()._instantiate_trainer(config, callbacks)
+
+    def before_fit(self) -> None:
+        """Refuse what does not fit together, before anything is written or any process launched."""
+        data, model, world_size = self.datamodule, self.model, self.trainer.world_size
+        data.check("fit", world_size)
+        decisions = ceil(data.horizon / model.policy.decision_interval)
+        episodes = len(data.families) * data.envs_per_family // world_size
+        check_rollout(model.ppo, model.vae_config, decisions, episodes)
+        if self._saved:
+            check_network(self._saved, model, training=True)
+            self._saved = None
+        monitor = self._get(self.config, "best_checkpoint")["monitor"]
+        if monitor not in (names := SuccessRate.metric_names(data.benchmark, data.modes)):
+            raise UserError(
+                f"best_checkpoint.monitor is {monitor!r}, which no evaluation logs: use one of "
+                f"{', '.join(n for n in names if n.endswith('/mean'))}, or a family's"
+            )
+        if is_first_process():
+            claim(self._get(self.config, "run_dir"), may_hold_run=self._may_hold_run)
+        launcher = self.trainer.strategy.launcher
+        if (
+            isinstance(launcher, _SubprocessScriptLauncher)
+            and not launcher.cluster_environment.creates_processes_externally
+        ):
+            hold_signals(True)  # the processes to be launched inherit this; GracefulStop lets go
 
     def after_fit(self) -> None:
         """Say where everything is."""
@@ -112,7 +170,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Entry point of ``hmrl``; a user's mistake is one sentence and exit code 2."""
     # Said by Lightning about data loaders that have workers, and about batches of known size.
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    try:
+    with one_sentence():
         HmrlCLI(
             HierarchicalMetaRL,
             MetaWorldDataModule,
@@ -120,16 +178,9 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=1,
+            parser_class=_Parser,
             parser_kwargs={"allow_abbrev": False},  # a misspelt key is an error, not its longer sister
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=list(args) if args is not None else None,
         )
-    except Exception as error:
-        mistake: BaseException | None = error  # jsonargparse wraps what a configuration class raises
-        while mistake is not None and not isinstance(mistake, UserError):
-            mistake = mistake.__cause__
-        if mistake is None:
-            raise
-        print(f"hmrl: error: {mistake}", file=sys.stderr)
-        raise SystemExit(2) from None

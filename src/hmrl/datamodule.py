@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from hmrl.config import as_config
-from hmrl.distributed import rank_and_world_size
+from hmrl.distributed import gather, rank_and_world_size, share_of, together
 from hmrl.envs import Backend, benchmark, make_envs
-from hmrl.envs.benchmarks import ACTION_DIM, EGO_INDICES, HORIZON, OBSERVATION_DIM, BenchmarkName, Goals
-from hmrl.replay import TrajectoryReplay
+from hmrl.envs.benchmarks import (
+    ACTION_DIM,
+    EGO_INDICES,
+    GOALS_PER_FAMILY,
+    HORIZON,
+    OBSERVATION_DIM,
+    BenchmarkName,
+    Goals,
+)
+from hmrl.replay import TrajectoryReplay, deal
 from hmrl.rollout import collect, seeded
+from hmrl.stream import Batch, RolloutStream
 from hmrl.types import Acting, Rollout, Split, TaskEnvs, UserError
 
 # Independent streams of goals and of random numbers: what is drawn in one never depends on another.
 # Learning (hmrl.module) has stream 1.
 _TRAIN, _VALIDATION, _TEST = 0, 2, 3
 _SPLITS: tuple[Split, Split] = ("train", "test")
-T = TypeVar("T")
-
-
-@dataclass
-class Batch:
-    """One iteration's data: a fresh rollout, and the replay that already contains it."""
-
-    rollout: Rollout
-    replay: TrajectoryReplay
 
 
 @dataclass
@@ -42,8 +42,8 @@ class EvaluationConfig:
         backend: simulator; None for the data module's own.
     """
 
-    goals: int = 5
-    envs_per_family: int = 5
+    goals: int = 4
+    envs_per_family: int = 4
     backend: Backend | None = None
 
     def __post_init__(self) -> None:
@@ -52,30 +52,6 @@ class EvaluationConfig:
                 f"{self.goals} evaluation goals do not divide over envs_per_family={self.envs_per_family}: "
                 "choose a divisor, so that every goal counts once"
             )
-
-
-class RolloutStream(Generic[T]):
-    """A sized iterable of rollouts, each collected when it is asked for.
-
-    The length matters: without one, Lightning prefetches a batch, which would then have been collected
-    with weights one update old.
-    """
-
-    def __init__(
-        self, length: int, draw: Callable[[int], T], close: Callable[[], None] | None = None
-    ) -> None:
-        self._length, self._draw, self._close = length, draw, close
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[T]:
-        try:
-            for i in range(self._length):
-                yield self._draw(i)
-        finally:
-            if self._close:
-                self._close()
 
 
 def default_modes() -> dict[str, Acting]:
@@ -155,9 +131,18 @@ class MetaWorldDataModule(pl.LightningDataModule):
         )
         if seed < 0:
             raise UserError(f"seed_everything is {seed}: use 0 or more")
+        fixed = [
+            (f"{n}.goals", c.goals, c.backend)
+            for n, c in (("validation", self.validation), ("test", self.test))
+        ]
+        for key, count, which in [*fixed, ("goals_per_family", goals_per_family or 0, None)]:
+            if (which or backend) != "envpool" and count > GOALS_PER_FAMILY:
+                raise UserError(
+                    f"data.{key} is {count}, but Meta-World has {GOALS_PER_FAMILY} goals a family: "
+                    "use no more, or the envpool backend"
+                )
         self._replay_trajectories = replay_trajectories
         self.replay = TrajectoryReplay(replay_trajectories)
-        self._rollouts = 0
         self._envs: TaskEnvs | None = None
 
     @property
@@ -165,9 +150,12 @@ class MetaWorldDataModule(pl.LightningDataModule):
         """Training families: what the module's per-family statistics are about."""
         return self.benchmark.train
 
-    def setup(self, stage: str) -> None:
-        """Refuse early what could not be built, and give each rank its share of the replay."""
-        _, world_size = rank_and_world_size()
+    def check(self, stage: str, world_size: int) -> None:
+        """Refuse early what could not be built.
+
+        Raises:
+            UserError: if environments do not divide over the processes.
+        """
         name = "test" if stage == "test" else "validation"
         counts = {f"{name}.envs_per_family": getattr(self, name).envs_per_family}
         if stage == "fit":
@@ -175,10 +163,15 @@ class MetaWorldDataModule(pl.LightningDataModule):
         for key, count in counts.items():
             if count % world_size:
                 raise UserError(
-                    f"data.{key}={count} does not divide over {world_size} processes: use a multiple of that"
+                    f"data.{key} is {count}, which does not divide over {world_size} processes: "
+                    f"use a multiple of {world_size}"
                 )
-        if stage == "fit" and world_size > 1:
-            self.replay = TrajectoryReplay(-(-self._replay_trajectories // world_size))
+
+    def setup(self, stage: str) -> None:
+        """Check, and give each rank its share of the replay."""
+        self.check(stage, rank_and_world_size()[1])
+        if stage == "fit":
+            self.replay.capacity = share_of(self._replay_trajectories)
 
     def make_envs(self, backend: Backend, goals: Goals, envs_per_family: int) -> TaskEnvs:
         """This rank's environments; another world than Meta-World overrides this method."""
@@ -197,6 +190,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> RolloutStream[Batch]:
         """One rollout an epoch, collected with the weights that the last iteration left."""
+        if int(self._module.iteration) and not self.replay.size and rank_and_world_size()[0] == 0:
+            print(f"the checkpoint holds no replay of {type(self).__name__}: it starts empty")
         return RolloutStream(1, lambda _: self._draw_training())
 
     def val_dataloader(self) -> list[RolloutStream[Rollout]]:
@@ -208,28 +203,18 @@ class MetaWorldDataModule(pl.LightningDataModule):
         return [self._evaluation(split, self.test, _TEST) for split in _SPLITS]
 
     def _draw_training(self) -> Batch:
-        rank, _ = rank_and_world_size()
-        if self._envs is None:
-            goals = Goals("train", self.seed, self.goals_per_family, _TRAIN)
-            self._envs = self.make_envs(self.backend, goals, self.envs_per_family)
-        module = self._module
-        with seeded(self.seed, _TRAIN, rank, self._rollouts):
-            rollout = collect(
-                self._envs,
-                module.policy,
-                episode=self._rollouts,
-                acting=module.acting,
-                families=self.families,
-                split="train",
-                mode="training",
-                device=module.device,
+        iteration = int(self._module.iteration)  # the episode's number, too: it resumes with the weights
+        with together():
+            if self._envs is None:
+                goals = Goals("train", self.seed, self.goals_per_family, _TRAIN)
+                self._envs = self.make_envs(self.backend, goals, self.envs_per_family)
+            rollout = self._collect(
+                self._envs, (_TRAIN, iteration), iteration, self._module.acting, "train", "training"
             )
-        self._rollouts += 1
-        self.replay.append(rollout)
+            self.replay.append(rollout)
         return Batch(rollout, self.replay)
 
     def _evaluation(self, split: Split, config: EvaluationConfig, stream: int) -> RolloutStream[Rollout]:
-        rank, _ = rank_and_world_size()
         # Fixed training goals are the benchmark's goals, so evaluation means the same ones.
         fixed = self.goals_per_family
         goals = Goals(split, self.seed, min(fixed or config.goals, config.goals), _TRAIN if fixed else stream)
@@ -238,27 +223,36 @@ class MetaWorldDataModule(pl.LightningDataModule):
         envs: list[TaskEnvs] = []
 
         def draw(i: int) -> Rollout:
-            if not envs:
-                envs.append(self.make_envs(config.backend or self.backend, goals, config.envs_per_family))
             (name, acting), episode = modes[i // rounds], i % rounds
-            module = self._module
-            with seeded(self.seed, stream, rank, int(split == "test"), i):
-                return collect(
-                    envs[0],
-                    module.policy,
-                    episode=episode,
-                    acting=acting,
-                    families=self.benchmark.families(split),
-                    split=split,
-                    mode=name,
-                    device=module.device,
-                )
+            with together():
+                if not envs:
+                    backend = config.backend or self.backend
+                    envs.append(self.make_envs(backend, goals, config.envs_per_family))
+                key = (stream, int(split == "test"), i)
+                return self._collect(envs[0], key, episode, acting, split, name)
 
         def close() -> None:
             while envs:
                 envs.pop().close()
 
         return RolloutStream(len(modes) * rounds, draw, close)
+
+    def _collect(
+        self, envs: TaskEnvs, key: tuple[int, ...], episode: int, acting: Acting, split: Split, mode: str
+    ) -> Rollout:
+        module, (rank, _) = self._module, rank_and_world_size()
+        stream, *rest = key
+        with seeded(self.seed, stream, rank, *rest):
+            return collect(
+                envs,
+                module.policy,
+                episode=episode,
+                acting=acting,
+                families=self.benchmark.families(split),
+                split=split,
+                mode=mode,
+                device=module.device,
+            )
 
     @property
     def _module(self) -> Any:
@@ -280,20 +274,23 @@ class MetaWorldDataModule(pl.LightningDataModule):
             self._envs = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Collective. The number of rollouts drawn and every rank's replay."""
-        _, world_size = rank_and_world_size()
-        replays: list[Any] = [self.replay.state_dict()]
-        if world_size > 1:
-            replays = [None] * world_size
-            torch.distributed.all_gather_object(replays, self.replay.state_dict())
-        return {"rollouts": self._rollouts, "replays": replays}
+        """Collective. Every rank's replay."""
+        return {"replays": gather(self.replay.state_dict())}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; each rank takes its own replay."""
-        rank, _ = rank_and_world_size()
-        self._rollouts = int(state_dict["rollouts"])
-        if rank < len(state_dict["replays"]):
-            self.replay.load_state_dict(state_dict["replays"][rank])
+        """Restore what :meth:`state_dict` gave: each rank its own replay, or its share of all."""
+        rank, world_size = rank_and_world_size()
+        replays = state_dict["replays"]
+        if len(replays) == world_size:
+            self.replay.load_state_dict(replays[rank])
+            return
+        self.replay.load_state_dict(deal(replays, rank, world_size))
+        if rank == 0:
+            print(
+                f"the checkpoint was written by {len(replays)} process(es) and is continued by {world_size}: "
+                "weights, optimizers, normaliser and replay are kept, but the run will not be bit-equal to "
+                "one with the same number throughout"
+            )
 
 
 _benchmark = benchmark  # the constructor has an argument of that name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hmrl.distributed import sum_over_ranks
+from hmrl.distributed import mean_over_ranks, sum_over_ranks
 from hmrl.functional import agreement, entropy, mutual_information
 from hmrl.types import Rollout
 
@@ -37,13 +37,13 @@ def rollout_metrics(rollout: Rollout) -> dict[str, Tensor]:
 
 
 def belief_metrics(rollout: Rollout) -> dict[str, Tensor]:
-    """Entropy of beliefs, E H(q), and of their mean, H(E q), category use, and I(category; family).
+    """Collective. Entropy of beliefs, E H(q), and of their mean, H(E q), and I(category; family).
 
     A collapsed encoder shows a marginal entropy near 0, an uninformative one no family information.
     """
     belief = rollout.task_belief.flatten(0, 1)
     family = rollout.family.expand(rollout.task_belief.shape[:2]).flatten()
-    mean = belief.mean(0)
+    mean = mean_over_ranks(belief.mean(0))
     return {
         "encoder/entropy": entropy(belief).mean(),
         "encoder/marginal_entropy": entropy(mean),

@@ -1,9 +1,23 @@
-"""Sums over ranks. Every function here is collective: call it on every rank, in the same order."""
+"""What ranks must agree on. Functions marked collective: call them on every rank, in the same order."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
 import torch.distributed as dist
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
+
+from hmrl.types import SharedError, UserError
+
+T = TypeVar("T")
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for all; known from the launcher, before ranks are connected."""
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -13,9 +27,53 @@ def rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
+def share_of(count: int) -> int:
+    """A rank's share of a number that is meant over all ranks, rounded up."""
+    return -(-count // rank_and_world_size()[1])
+
+
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Collective. The sum of ``x`` over all ranks; ``x`` itself in a single process."""
     if rank_and_world_size()[1] > 1:
         x = x.clone()
         dist.all_reduce(x)
     return x
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """Collective. The mean of ``x`` over all ranks; gradients flow through it as through this rank's ``x``.
+
+    Averaged over ranks, as DDP averages gradients, that is the gradient of the mean: what a loss needs
+    that is not itself a mean over samples.
+    """
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return x
+    return x + (sum_over_ranks(x.detach()) / world_size - x.detach())
+
+
+def gather(value: T) -> list[T]:
+    """Collective. Every rank's ``value``, in the order of ranks."""
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return [value]
+    values: list[T | None] = [None] * world_size
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Collective. What stops one rank inside the block stops all of them, with the same sentence.
+
+    Raises:
+        SharedError: on every rank, where any of them raised a UserError.
+    """
+    mine: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        mine = error
+    said = [sentence for sentence in gather(str(mine) if mine else None) if sentence]
+    if said:
+        raise SharedError(said[0]) from mine

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import one_hot
 
-from hmrl.distributed import sum_over_ranks
+from hmrl.distributed import mean_over_ranks, sum_over_ranks
 
 GoalStrategy = Literal["constant_discretisation", "constant_margin", "sub_task"]
 Categorical = Literal["conditional", "marginal", "information"]
@@ -78,8 +78,13 @@ def standardize(x: Tensor, group: Tensor, groups: int) -> Tensor:
 
 
 def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 - Var(target - prediction) / Var(target); 1 is perfect, 0 is a constant's."""
-    return 1 - (target - prediction).var() / target.var().clamp(min=1e-12)
+    """Collective. 1 - Var(target - prediction) / Var(target); 1 is perfect, 0 is a constant's."""
+
+    def variance(x: Tensor) -> Tensor:
+        x = x.double()
+        return mean_over_ranks((x - mean_over_ranks(x.mean())).square().mean())
+
+    return (1 - variance(target - prediction) / variance(target).clamp(min=1e-12)).to(target.dtype)
 
 
 # --- low level -----------------------------------------------------------------------------------
@@ -179,7 +184,7 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def categorical_regulariser(probabilities: Tensor, form: Categorical) -> Tensor:
-    """log K - H, a scalar to be minimised, in [0, log K].
+    """Collective. log K - H, a scalar to be minimised, in [0, log K]; E is over all ranks' samples.
 
     - ``conditional``: H = E H(q_t), the authors' code; alone, best when each belief says nothing.
     - ``marginal``: H = H(E q_t); all categories get used, each belief may be certain.
@@ -191,7 +196,7 @@ def categorical_regulariser(probabilities: Tensor, form: Categorical) -> Tensor:
     """
     k = probabilities.shape[-1]
     flat = probabilities.reshape(-1, k)
-    conditional, marginal = entropy(flat).mean(), entropy(flat.mean(0))
+    conditional, marginal = entropy(flat).mean(), entropy(mean_over_ranks(flat.mean(0)))
     h = {"conditional": conditional, "marginal": marginal, "information": marginal - conditional}[form]
     return math.log(k) - h
 
@@ -210,13 +215,13 @@ def occupancy_weights(categories: int, form: Occupancy) -> Tensor:
 
 
 def mutual_information(probabilities: Tensor, group: Tensor, groups: int) -> Tensor:
-    """I(category; group) = H(E q) - E_group H(E[q | group]) in nats, groups weighted by their samples.
+    """Collective. I(category; group) = H(E q) - E_group H(E[q | group]) in nats, weighted by samples.
 
     Args:
         probabilities: ``[N, K]``.
         group: ``[N]`` long.
     """
     onehot = one_hot(group, groups).to(probabilities.dtype)
-    count = onehot.sum(0)
-    means = (onehot.T @ probabilities) / count.clamp(min=1).unsqueeze(1)
-    return entropy(probabilities.mean(0)) - (count / count.sum() * entropy(means)).sum()
+    count, sums = sum_over_ranks(onehot.sum(0)), sum_over_ranks(onehot.T @ probabilities)
+    means = sums / count.clamp(min=1).unsqueeze(1)
+    return entropy(sums.sum(0) / count.sum()) - (count / count.sum() * entropy(means)).sum()

@@ -7,6 +7,7 @@ No gradient crosses a level. Whose parameters a loss may change is decided where
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +17,19 @@ from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.functional import (
     categorical_regulariser,
     clipped_policy_loss,
+    explained_variance,
     gae,
     goal_steps,
     imputation_elbo,
     occupancy_weights,
+    standardize,
 )
 from hmrl.policy import HierarchicalPolicy
-from hmrl.types import Acting, Trajectories
+from hmrl.types import Acting, Rollout, Trajectories
 
 Metrics = dict[str, Tensor]
+Minibatch = dict[str, Tensor] | Trajectories
+LossFunction = Callable[[Any], tuple[Tensor, Metrics]]  # of a minibatch
 
 
 def task_encoder_loss(
@@ -95,6 +100,40 @@ def macro_vae_loss(
     return loss, {f"vae/{k}": v.detach() for k, v in metrics.items()}
 
 
+@torch.no_grad()
+def ppo_samples(
+    policy: HierarchicalPolicy, rollout: Rollout, scaled_reward: Tensor, ppo: PPOConfig
+) -> tuple[dict[str, Tensor], Metrics]:
+    """Collective. What the low level learns from: a rollout's decisions, each with advantage and return.
+
+    Args:
+        scaled_reward: ``[T, B]``.
+
+    Returns:
+        Tensors ``[T * B, ...]``, with the y_t and z_t that acted, and what to log.
+    """
+    policy.eval()
+    state = policy.normalize(rollout.observation)
+    value = policy.critic(state, rollout.task_belief)
+    advantage, target = gae(scaled_reward, value, ppo.gamma, ppo.gae_lambda)
+    if ppo.advantage == "family":
+        advantage = standardize(advantage, rollout.family, len(rollout.families))
+    elif ppo.advantage == "batch":
+        advantage = standardize(advantage, torch.zeros_like(rollout.family), 1)
+    samples = {
+        "state": state[:-1],
+        "task_belief": rollout.task_belief[:-1],
+        "macro_action": rollout.macro_action,
+        "action": rollout.action,
+        "log_prob": rollout.log_prob,
+        "advantage": advantage,
+        "return": target,
+        "family": rollout.family.expand(rollout.reward.shape),
+    }
+    explained = explained_variance(value[:-1], target)
+    return {k: v.flatten(0, 1) for k, v in samples.items()}, {"ppo/explained_variance": explained}
+
+
 def actor_loss(
     policy: HierarchicalPolicy, batch: dict[str, Tensor], ppo: PPOConfig
 ) -> tuple[Tensor, Metrics]:
@@ -125,6 +164,3 @@ def critic_loss(policy: HierarchicalPolicy, batch: dict[str, Tensor]) -> tuple[T
 def average(metrics: list[Metrics]) -> Metrics:
     """The mean of each key over a list of equal-keyed dictionaries."""
     return {k: torch.stack([m[k] for m in metrics]).mean() for k in metrics[0]} if metrics else {}
-
-
-LossFunction = Callable[[], tuple[Tensor, Metrics]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -14,22 +13,21 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.nn.utils import clip_grad_norm_
 
+from hmrl.compatibility import check_network, check_rollout
 from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
 from hmrl.diagnostics import rollout_metrics
-from hmrl.distributed import rank_and_world_size, sum_over_ranks
-from hmrl.functional import (
-    agreement,
-    explained_variance,
-    gae,
-    standardize,
-)
+from hmrl.distributed import rank_and_world_size, share_of, sum_over_ranks
+from hmrl.faults import families_at_fault, not_finite
+from hmrl.functional import agreement
 from hmrl.losses import (
     LossFunction,
     Metrics,
+    Minibatch,
     actor_loss,
     average,
     critic_loss,
     macro_vae_loss,
+    ppo_samples,
     task_encoder_loss,
 )
 from hmrl.normalizer import RewardScaler
@@ -111,6 +109,11 @@ class HierarchicalMetaRL(pl.LightningModule):
             },
             logger=False,
         )
+        if not ego_indices or not all(0 <= i < observation_dim for i in ego_indices):
+            raise UserError(
+                f"ego_indices is {list(ego_indices)}: use one or more of 0 to {observation_dim - 1}, "
+                "dimensions of the observation"
+            )
         self.policy = build_policy(
             self.encoder_config,
             self.vae_config,
@@ -129,6 +132,7 @@ class HierarchicalMetaRL(pl.LightningModule):
     def training_step(self, batch: IterationBatch, batch_idx: int) -> None:
         """Collect (done), learn the high, the intermediate and the low level, move the normaliser."""
         rollout = batch.rollout
+        check_rollout(self.ppo, self.vae_config, *rollout.reward.shape)
         rank, world_size = rank_and_world_size()
         with seeded(self.seed, _STREAM, rank, int(self.iteration)):
             # Before the advantages: the policy does not see these moments, so its ratio stays 1.
@@ -152,69 +156,48 @@ class HierarchicalMetaRL(pl.LightningModule):
         config = self.encoder_config
         if config is None:
             return {}
-        log: list[Metrics] = []
-        for _ in range(config.updates):
-            episodes = replay.sample(config.trajectories).to(self.device)
+
+        def loss(episodes: Trajectories) -> tuple[Tensor, Metrics]:
             reward = self._learning_reward(episodes)
-            loss = partial(task_encoder_loss, self.policy, episodes, reward, config, self.ppo, self.acting)
-            log.append(self._descend("task_encoder", config.max_grad_norm, loss))
-        return average(log)
+            return task_encoder_loss(self.policy, episodes, reward, config, self.ppo, self.acting)
+
+        count = share_of(config.trajectories)
+        batches = (replay.sample(count).to(self.device) for _ in range(config.updates))
+        return average([self._descend("task_encoder", config.max_grad_norm, loss, b) for b in batches])
 
     def _update_macro_vae(self, replay: TrajectoryReplay) -> Metrics:
         """Intermediate level: gradient steps on replayed episodes."""
         config = self.vae_config
         if config is None:
             return {}
-        log: list[Metrics] = []
-        for _ in range(config.updates):
-            episodes = replay.sample(config.trajectories).to(self.device)
-            loss = partial(macro_vae_loss, self.policy, episodes, config, self.acting)
-            log.append(self._descend("macro_vae", config.max_grad_norm, loss))
-        return average(log)
+
+        def loss(episodes: Trajectories) -> tuple[Tensor, Metrics]:
+            return macro_vae_loss(self.policy, episodes, config, self.acting)
+
+        count = share_of(config.trajectories)
+        batches = (replay.sample(count).to(self.device) for _ in range(config.updates))
+        return average([self._descend("macro_vae", config.max_grad_norm, loss, b) for b in batches])
 
     def _update_actor_critic(self, rollout: Rollout) -> Metrics:
         """Low level: PPO epochs on the fresh rollout, with the y_t and z_t that acted."""
         ppo, policy = self.ppo, self.policy
-        policy.eval()
-        with torch.no_grad():
-            state = policy.normalize(rollout.observation)
-            value = policy.critic(state, rollout.task_belief)
-            reward = self._learning_reward(rollout)
-            advantage, target = gae(reward, value, ppo.gamma, ppo.gae_lambda)
-            if ppo.advantage == "family":
-                advantage = standardize(advantage, rollout.family, len(self.families))
-            elif ppo.advantage == "batch":
-                advantage = standardize(advantage, torch.zeros_like(rollout.family), 1)
-        data = {
-            "state": state[:-1],
-            "task_belief": rollout.task_belief[:-1],
-            "macro_action": rollout.macro_action,
-            "action": rollout.action,
-            "log_prob": rollout.log_prob,
-            "advantage": advantage,
-            "return": target,
-        }
-        data = {k: v.flatten(0, 1) for k, v in data.items()}
-        count, epochs = len(data["action"]), 0
+        samples, metrics = ppo_samples(policy, rollout, self._learning_reward(rollout), ppo)
+        _, world_size = rank_and_world_size()
+        epochs = 0
         log: list[Metrics] = []
         for _ in range(ppo.epochs):
             epochs += 1
             log = []
-            for index in torch.randperm(count).to(self.device).chunk(ppo.minibatches):
-                batch = {k: v[index] for k, v in data.items()}
-                actor = self._descend("actor", ppo.max_grad_norm, partial(actor_loss, policy, batch, ppo))
-                critic = self._descend("critic", ppo.max_grad_norm, partial(critic_loss, policy, batch))
+            for index in torch.randperm(len(samples["action"])).to(self.device).chunk(ppo.minibatches):
+                batch = {k: v[index] for k, v in samples.items()}
+                actor = self._descend("actor", ppo.max_grad_norm, lambda b: actor_loss(policy, b, ppo), batch)
+                critic = self._descend("critic", ppo.max_grad_norm, lambda b: critic_loss(policy, b), batch)
                 policy.actor.project()
                 log.append(actor | critic)
-            if ppo.target_kl is not None:
-                _, world_size = rank_and_world_size()
-                kl = sum_over_ranks(average(log)["ppo/approx_kl"]) / world_size
-                if kl > ppo.target_kl:
-                    break
-        return average(log) | {
-            "ppo/epochs": torch.tensor(float(epochs)),
-            "ppo/explained_variance": explained_variance(value[:-1], target),
-        }
+            kl = average(log)["ppo/approx_kl"]
+            if ppo.target_kl is not None and sum_over_ranks(kl) / world_size > ppo.target_kl:
+                break
+        return average(log) | metrics | {"ppo/epochs": torch.tensor(float(epochs), device=self.device)}
 
     def _learning_reward(self, episodes: Rollout | Trajectories) -> Tensor:
         """What returns are made of: scaled rewards and the agreement bonus. ``[T, B]``"""
@@ -223,22 +206,24 @@ class HierarchicalMetaRL(pl.LightningModule):
             reward = reward + self.ppo.agreement_bonus * agreement(episodes.action, episodes.macro_action)
         return reward
 
-    def _descend(self, name: str, max_grad_norm: float, loss_function: LossFunction) -> Metrics:
-        """One step of one level's optimizer; every other parameter is constant inside."""
-        optimizer = self._optimizer(name)
+    def _descend(
+        self, name: str, max_grad_norm: float, loss_function: LossFunction, batch: Minibatch
+    ) -> Metrics:
+        """Collective. One step of one level's optimizer; every other parameter is constant inside."""
+        optimizer, level = self._optimizer(name), self._level(name)
         self.policy.eval()  # dropout only in the level that learns: y is what it is when acting
-        self._level(name).train()
+        level.train()
         with self.toggled_optimizer(optimizer):
-            loss, metrics = loss_function()
+            loss, metrics = loss_function(batch)
             optimizer.zero_grad()
             self.manual_backward(loss)
-            norm = clip_grad_norm_(self._level(name).parameters(), max_grad_norm)
-            if not torch.isfinite(norm):
-                raise UserError(
-                    f"the loss or gradient of {name} is not finite in iteration {int(self.iteration)} "
-                    f"(loss {float(loss):.3g}, gradient norm {float(norm):.3g}); nothing was changed by it: "
-                    "continue from the last checkpoint with a lower learning rate or gradient clip"
-                )
+            norm = clip_grad_norm_(level.parameters(), max_grad_norm)
+            broken = ~(torch.isfinite(norm) & torch.isfinite(loss.detach()))
+            if sum_over_ranks(broken.float()) > 0:
+                where = f"in iteration {int(self.iteration)}, after {int(self.env_steps):,} environment steps"
+                what = f"loss {float(loss):.3g}, gradient norm {float(norm):.3g}"
+                blamed = families_at_fault(loss_function, batch, level.parameters(), self.families)
+                raise not_finite(name, blamed, where, what)
             optimizer.step()
         return metrics | {f"grad_norm/{name}": norm.detach()}
 
@@ -267,27 +252,46 @@ class HierarchicalMetaRL(pl.LightningModule):
         """Hand the rollout on: callbacks score it."""
         return batch
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Hand the rollout on: callbacks score it."""
-        return batch
+    test_step = validation_step
+
+    def on_train_start(self) -> None:
+        """A resumed run learns at the rates it is given, not at those of the checkpoint."""
+        for name, (lr, decay) in self._rates().items():
+            for group in self._optimizer(name).param_groups:
+                group["lr"], group["weight_decay"] = lr, decay
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another network; on another benchmark's families, keep this model's reward scale.
+
+        Raises:
+            UserError: naming the settings that differ.
+        """
+        training = self._trainer is not None and self.trainer.state.fn == "fit"
+        if not training and list(checkpoint["hyper_parameters"]["families"]) != list(self.families):
+            own = {k: v for k, v in self.state_dict().items() if k.startswith("reward_scaler.")}
+            checkpoint["state_dict"] |= own  # it is about training families, and only to learn from
+        check_network(checkpoint, self, training=training)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for each level that is present, and for actor and critic each."""
+        return [
+            torch.optim.AdamW(self._level(name).parameters(), lr=lr, weight_decay=decay)
+            for name, (lr, decay) in self._rates().items()
+        ]
+
+    def _rates(self) -> dict[str, tuple[float, float]]:
+        """Learning rate and weight decay of each level that is present, in the order of the optimizers."""
         rates = {"actor": (self.ppo.actor_lr, self.ppo.weight_decay)}
         rates["critic"] = (self.ppo.critic_lr, self.ppo.weight_decay)
         for name, config in (("task_encoder", self.encoder_config), ("macro_vae", self.vae_config)):
             if config:
                 rates[name] = (config.lr, config.weight_decay)
-        self._optimizer_names = list(rates)
-        return [
-            torch.optim.AdamW(self._level(name).parameters(), lr=lr, weight_decay=decay)
-            for name, (lr, decay) in rates.items()
-        ]
+        return rates
 
     def _level(self, name: str) -> nn.Module:
         return self.policy.get_submodule(name)
 
     def _optimizer(self, name: str) -> LightningOptimizer:
         optimizers: Any = self.optimizers()
-        chosen: LightningOptimizer = optimizers[self._optimizer_names.index(name)]
+        chosen: LightningOptimizer = optimizers[list(self._rates()).index(name)]
         return chosen

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hmrl.types import Rollout, Trajectories
+from hmrl.types import Rollout, Trajectories, UserError
 
 
 class TrajectoryReplay:
@@ -24,14 +26,26 @@ class TrajectoryReplay:
         self._store: dict[str, Tensor] = {}  # name -> [capacity, ...], episodes first
 
     def append(self, rollout: Rollout) -> None:
-        """Remember every episode of ``rollout``, forgetting the oldest ones."""
+        """Remember every episode of ``rollout``, forgetting the oldest ones.
+
+        Raises:
+            UserError: if its episodes have another length or width than the ones there are.
+        """
         episodes = {
             f.name: getattr(rollout, f.name).movedim(0 if f.name == "family" else 1, 0)
             for f in fields(Trajectories)
         }
         count = min(len(episodes["family"]), self.capacity)
         if not self._store:
-            self._store = {k: v.new_zeros(self.capacity, *v.shape[1:]) for k, v in episodes.items()}
+            # Filled, not zeroed lazily: memory that is missing must be missed now, not hours later.
+            self._store = {k: v.new_full((self.capacity, *v.shape[1:]), 0) for k, v in episodes.items()}
+        for name, values in episodes.items():
+            if (stored := self._store[name].shape[1:]) != values.shape[1:]:
+                raise UserError(
+                    f"the replay holds episodes whose {name} has shape {list(stored)}, now it is "
+                    f"{list(values.shape[1:])}: data.horizon and model.decision_interval must stay as they "
+                    "were when the checkpoint was written"
+                )
         slots = (self.next + torch.arange(count)) % self.capacity
         for name, values in episodes.items():
             self._store[name][slots] = values[-count:].to(self._store[name].device)
@@ -61,5 +75,25 @@ class TrajectoryReplay:
         for f in fields(Trajectories):
             values = state.get(f.name)
             if isinstance(values, Tensor):
-                self._store[f.name] = values.new_zeros(self.capacity, *values.shape[1:])
+                self._store[f.name] = values.new_full((self.capacity, *values.shape[1:]), 0)
                 self._store[f.name][: self.size] = values[slots]
+
+
+def deal(states: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any]:
+    """One rank's share of the replays that another number of ranks has left: every episode goes to one.
+
+    Args:
+        states: of each former rank, what :meth:`TrajectoryReplay.state_dict` gave.
+        rank, world_size: whose share, of how many.
+    """
+    filled = [(former, state) for former, state in enumerate(states) if state["size"]]
+    # Oldest first, for those are the ones that are forgotten; what is equally old alternates over ranks.
+    order = sorted(
+        (age - state["size"], former, (state["next"] + age) % state["size"])
+        for former, state in filled
+        for age in range(state["size"])
+    )
+    mine = order[rank::world_size]
+    names = [f.name for f in fields(Trajectories)] if mine else []
+    episodes = {name: torch.stack([states[former][name][slot] for _, former, slot in mine]) for name in names}
+    return {"size": len(mine), "next": len(mine), **episodes}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmrl.types import Acting, Agent, Rollout, Split, TaskEnvs, family_index
+from hmrl.types import Acting, Agent, FloatArray, Rollout, Split, TaskEnvs, UserError, family_index
 
 
 @contextmanager
@@ -38,6 +38,26 @@ def _single_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+# What an agent says, lowest level last, so that the level named is where it began.
+_SAID = {
+    "task_belief": "task encoder's belief",
+    "macro_action": "macro-action",
+    "action": "actor's action",
+}
+
+
+def _require_finite(what: str, values: FloatArray, families: Sequence[str], where: str) -> None:
+    """``values`` are ``[B, ...]``."""
+    if np.isfinite(values).all():
+        return
+    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+    names = ", ".join(dict.fromkeys(families[int(i)] for i in bad))
+    raise UserError(
+        f"the {what} of family {names} is not finite at {where}; nothing was learnt from it: continue from "
+        "the last checkpoint, with another seed_everything if it happens again"
+    )
+
+
 @torch.no_grad()
 def collect(
     envs: TaskEnvs,
@@ -63,18 +83,30 @@ def collect(
         families: what ``Rollout.family`` indexes; must contain every family of ``envs``.
         split, mode: labels that the rollout carries.
         device: where the agent computes; the rollout stays on the CPU.
+
+    Raises:
+        UserError: if an observation, a reward or what the agent says is not finite.
     """
+
+    def check(what: str, values: FloatArray) -> None:
+        where = f"simulator step {elapsed} of episode {episode} ({mode}, {split} split)"
+        _require_finite(what, values, envs.families, where)
+
     k, batch = agent.decision_interval, len(envs.families)
     steps: list[dict[str, Tensor]] = []
     with _single_thread():
-        observation = torch.tensor(envs.reset(episode), dtype=torch.float32)
+        elapsed, success_now = 0, np.zeros(batch, dtype=np.bool_)
+        raw = envs.reset(episode)
+        check("observation", raw)
+        observation = torch.tensor(raw, dtype=torch.float32)
         observations, rewards, successes = [observation], [], []
         carry = agent.initial_carry(batch)
         reward = torch.zeros(batch)
-        elapsed, success_now = 0, np.zeros(batch, dtype=np.bool_)
         while elapsed < envs.horizon:
             step, carry = agent.act(observation.to(device), reward.to(device), carry, acting)
             steps.append({name: value.cpu() for name, value in step._asdict().items()})
+            for name, what in _SAID.items():
+                check(what, steps[-1][name].numpy())
             executed = steps[-1]["action"].clamp(-1, 1).numpy()
             total, succeeded = np.zeros(batch), np.zeros(batch, dtype=np.bool_)
             for _ in range(min(k, envs.horizon - elapsed)):
@@ -82,6 +114,8 @@ def collect(
                 total += step_reward
                 succeeded |= success_now
                 elapsed += 1
+                check("observation", raw)
+                check("reward", step_reward)
             observation = torch.tensor(raw, dtype=torch.float32)  # a copy: environments may reuse theirs
             reward = torch.from_numpy(total).float()
             observations.append(observation)

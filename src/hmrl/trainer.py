@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,9 +9,18 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
-from hmrl.callbacks import EnvStepBudget, EnvStepsProgressBar, LastCheckpoint, SuccessRate
-from hmrl.checkpoint import AtomicCheckpointIO, env_steps_at
+from hmrl.callbacks import (
+    EnvStepBudget,
+    EnvStepsProgressBar,
+    GracefulStop,
+    LastCheckpoint,
+    RunDirectory,
+    SuccessRate,
+)
+from hmrl.checkpoint import AtomicCheckpointIO, env_steps_of, load
 from hmrl.csv_logger import ContinuedCSVLogger
+from hmrl.processes import strategy_for
+from hmrl.run_dir import checkpoint_dir, continues
 
 # One epoch is one iteration and the budget ends the run; the sanity check would step environments.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -33,33 +41,13 @@ BEST_DEFAULTS: dict[str, Any] = {
 }
 
 
-def checkpoint_dir(run_dir: str | Path) -> str:
-    """Where a run keeps its checkpoints."""
-    return str(Path(run_dir) / "checkpoints")
-
-
 def loggers(run_dir: str, resumed_at: int) -> list[Logger]:
     """TensorBoard and ``metrics.csv`` in ``run_dir``; what lies beyond ``resumed_at`` steps is dropped."""
-    csv = ContinuedCSVLogger(run_dir)
-    csv.resumed_at = resumed_at
     purge: Any = {"purge_step": resumed_at + 1} if resumed_at else {}
-    return [csv, TensorBoardLogger(run_dir, name="", version="", sub_dir="tensorboard", **purge)]
-
-
-def strategy_for(strategy: Any, accelerator: Any, devices: Any, num_nodes: int) -> Any:
-    """The strategy that ``auto`` should mean: several processes step one level at a time.
-
-    Plain ``ddp`` expects every loss to reach every parameter, which is silently wrong here.
-    """
-    if strategy != "auto":
-        return strategy
-    if isinstance(devices, list):
-        count = len(devices)
-    elif devices in ("auto", -1, "-1"):
-        count = torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 1
-    else:
-        count = int(devices)
-    return "ddp_find_unused_parameters_true" if max(count, 1) * num_nodes > 1 else "auto"
+    return [
+        ContinuedCSVLogger(run_dir),
+        TensorBoardLogger(run_dir, name="", version="", sub_dir="tensorboard", **purge),
+    ]
 
 
 def fixed_options() -> dict[str, Any]:
@@ -74,6 +62,7 @@ def make_trainer(
     callbacks: list[Callback] | None = None,
     *,
     ckpt_path: str | None = None,
+    overwrite: bool = False,
     **kwargs: Any,
 ) -> pl.Trainer:
     """The trainer behind ``hmrl fit``, for use from Python.
@@ -83,19 +72,22 @@ def make_trainer(
         env_steps: budget.
         callbacks: more of them.
         ckpt_path: what ``fit`` is going to continue from, if anything: so are the logs.
+        overwrite: whether a run in ``run_dir`` may be lost.
         kwargs: of ``pytorch_lightning.Trainer``; ``check_val_every_n_epoch`` counts iterations.
     """
     folder = checkpoint_dir(run_dir)
     ours: list[Callback] = [
+        RunDirectory(run_dir, may_hold_run=overwrite or continues(run_dir, ckpt_path)),
+        GracefulStop(),
         EnvStepBudget(env_steps),
         SuccessRate(run_dir),
         EnvStepsProgressBar(),
         ModelCheckpoint(folder, **BEST_DEFAULTS),
         LastCheckpoint(folder),
     ]
-    options = {**TRAINER_DEFAULTS, **fixed_options(), **kwargs}
+    options = {**TRAINER_DEFAULTS, "default_root_dir": run_dir, **fixed_options(), **kwargs}
     if "logger" not in options:
-        options["logger"] = loggers(run_dir, env_steps_at(ckpt_path))
+        options["logger"] = loggers(run_dir, env_steps_of(load(ckpt_path) if ckpt_path else None))
     options["strategy"] = strategy_for(
         options.get("strategy", "auto"),
         options.get("accelerator", "auto"),

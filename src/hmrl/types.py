@@ -21,7 +21,11 @@ FloatArray = npt.NDArray[np.floating]
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the command line prints it as one sentence."""
+    """What the user can mend; the command line prints it as one sentence."""
+
+
+class SharedError(UserError):
+    """The same on every rank: the first one speaks for all."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,16 @@ class Trajectories:
     def to(self, device: torch.device) -> Trajectories:
         """A copy with every tensor on ``device``."""
         return Trajectories(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def select(self, chosen: Tensor) -> Trajectories:
+        """The episodes that ``chosen`` ``[N]`` marks."""
+        return Trajectories(
+            self.observation[:, chosen],
+            self.action[:, chosen],
+            self.reward[:, chosen],
+            self.macro_action[:, chosen],
+            self.family[chosen],
+        )
 
 
 def family_index(names: Sequence[str], families: Sequence[str]) -> Tensor:

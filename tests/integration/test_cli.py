@@ -227,15 +227,15 @@ def test_a_value_of_the_wrong_type_names_its_key(
 
 
 def test_environments_that_do_not_divide_over_processes_are_refused_before_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Evaluation's, too: not first at the evaluation, iterations later."""
-    monkeypatch.setattr("hmrl.datamodule.rank_and_world_size", lambda: (0, 2))
-    message = refused(capsys, "fit", *TINY, "--run_dir", str(tmp_path / "run"))
-    assert "data.validation.envs_per_family=1 does not divide over 2 processes" in message
-    odd = ("--data.envs_per_family", "3", "--data.validation.envs_per_family", "2")
-    message = refused(capsys, "fit", *TINY, "--run_dir", str(tmp_path / "run"), *odd)
-    assert "data.envs_per_family=3 does not divide over 2 processes" in message
+    two = ("fit", *TINY, "--run_dir", str(tmp_path / "run"), "--trainer.devices", "2")
+    message = refused(capsys, *two)
+    assert "data.validation.envs_per_family is 1, which does not divide over 2 processes" in message
+    message = refused(capsys, *two, "--data.envs_per_family", "3", "--data.validation.envs_per_family", "2")
+    assert "data.envs_per_family is 3, which does not divide over 2 processes" in message
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("command", ["test", "validate"])

@@ -20,7 +20,7 @@ from hmrl.cli import main
 from hmrl.config import MacroVAEConfig, TaskEncoderConfig
 from hmrl.csv_logger import ContinuedCSVLogger
 from hmrl.datamodule import EvaluationConfig, MetaWorldDataModule
-from hmrl.types import Acting
+from hmrl.types import Acting, UserError
 from integration.conftest import TINY
 from integration.runs import Run, assert_same, fit, fit_iterations, learning_state, read_rows
 from integration.toy import STEPS, tiny_module, tiny_networks, toy_data
@@ -160,7 +160,7 @@ import hmrl.cli
 from integration.toy import ToyDataModule
 
 def die_in_iteration_4(data):
-    if data._rollouts == 3:
+    if data.trainer.lightning_module.iteration == 3:
         os._exit(9)
 
 ToyDataModule.on_training_step = die_in_iteration_4
@@ -201,20 +201,49 @@ def test_a_killed_command_is_continued_by_the_same_command(tmp_path: Path) -> No
     assert_same(*map(learning_state, last))
 
 
-def test_continuing_a_log_never_leaves_the_disk_without_it(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("a,epoch,step\n1.5,0,100.0\n,1,200.0\n2.5,2,300.0\n3.5,")
+LOG = "a,epoch,step\n1.5,0,100.0\n,1,200.0\n2.5,2,300.0\n3.5,"  # cut by a kill
+
+
+def test_a_log_is_continued_at_the_step_of_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(LOG)
     logger = ContinuedCSVLogger(str(tmp_path))
-    logger.resumed_at = 200
-    _ = logger.experiment  # and the process dies here
-    assert read_rows(tmp_path) == [
-        {"a": "1.5", "epoch": "0", "step": "100.0"},
-        {"epoch": "1", "step": "200.0"},
-    ]
+    _ = logger.experiment
+    assert (tmp_path / "metrics.csv").read_text() == LOG  # only training may drop anything
+    logger.resume(200)
+    logger.log_metrics({"a": 4.5, "epoch": 2}, step=300)
+    logger.save()
+    kept = [{"a": "1.5", "epoch": "0", "step": "100.0"}, {"epoch": "1", "step": "200.0"}]
+    assert read_rows(tmp_path) == [*kept, {"a": "4.5", "epoch": "2", "step": "300"}]
+    logger.log_metrics({"b": 5.5, "epoch": 3}, step=400)  # a new column
+    logger.save()
+    assert read_rows(tmp_path)[-1] == {"b": "5.5", "epoch": "3", "step": "400"}
+    assert read_rows(tmp_path)[:2] == kept
 
 
-def test_a_run_without_checkpoint_starts_its_log_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["resume", "new column"])
+def test_a_kill_while_the_log_is_rewritten_leaves_the_old_one(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.csv").write_text(LOG)
+    logger = ContinuedCSVLogger(str(tmp_path))
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", killed)
+    if moment == "new column":
+        logger.log_metrics({"b": 1.0}, step=400)
+    with pytest.raises(KeyboardInterrupt):
+        _ = logger.resume(200) if moment == "resume" else logger.save()  # type: ignore[func-returns-value]
+    assert (tmp_path / "metrics.csv").read_text() == LOG
+
+
+def test_a_run_that_is_written_over_starts_its_log_anew(tmp_path: Path) -> None:
     first = fit_iterations(tmp_path, 2).rows
-    assert fit_iterations(tmp_path, 2).rows == first
+    with pytest.raises(UserError, match="already holds a run, which would be lost"):
+        fit_iterations(tmp_path, 2)
+    assert read_rows(tmp_path) == first
+    assert fit_iterations(tmp_path, 2, overwrite=True).rows == first
 
 
 def test_environment_steps_are_exact_beyond_float32(tmp_path: Path) -> None:

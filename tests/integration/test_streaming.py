@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from hmrl.datamodule import RolloutStream
+from hmrl.stream import RolloutStream
 from integration.runs import Run, checksum, fit, fit_iterations
 from integration.toy import HORIZON, tiny_module, toy_data
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
-from hmrl.datamodule import RolloutStream
 from hmrl.module import HierarchicalMetaRL
 from hmrl.policy import HierarchicalPolicy
 from hmrl.replay import TrajectoryReplay
+from hmrl.stream import RolloutStream
 from hmrl.types import EnvStep, Rollout, Trajectories
 
 S, A, K, T, B = 7, 2, 3, 6, 4

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmrl.losses import LossFunction, actor_loss, critic_loss, macro_vae_loss, task_encoder_loss
+from hmrl.losses import actor_loss, critic_loss, macro_vae_loss, ppo_samples, task_encoder_loss
 from hmrl.module import HierarchicalMetaRL
 from hmrl.types import Acting, UserError
 
@@ -30,6 +30,7 @@ from .helpers import (
     vae_config,
 )
 
+NullaryLoss = Callable[[], tuple[Tensor, dict[str, Tensor]]]
 SAMPLED = Acting(task_belief="sample", macro_action="sample")
 
 
@@ -49,7 +50,7 @@ def rollout_for(module: HierarchicalMetaRL) -> Any:
     )
 
 
-def loss_of(module: HierarchicalMetaRL, level: str) -> LossFunction:
+def loss_of(module: HierarchicalMetaRL, level: str) -> NullaryLoss:
     """The loss that trains ``level``, on random data."""
     torch.manual_seed(1)
     rollout = rollout_for(module)
@@ -71,6 +72,10 @@ def loss_of(module: HierarchicalMetaRL, level: str) -> LossFunction:
         "actor": partial(actor_loss, policy, batch, module.ppo),
         "critic": partial(critic_loss, policy, batch),
     }[level]  # type: ignore[return-value]
+
+
+def descend(module: HierarchicalMetaRL, level: str, norm: float, loss: NullaryLoss) -> dict[str, Tensor]:
+    return module._descend(level, norm, lambda _: loss(), {})
 
 
 def changes(module: HierarchicalMetaRL, action: Callable[[], object]) -> set[str]:
@@ -104,7 +109,7 @@ def test_a_step_changes_every_parameter_of_its_level_and_nothing_else(level: str
     module.train()
 
     def step() -> None:
-        metrics = module._descend(level, 1.0, loss)
+        metrics = descend(module, level, 1.0, loss)
         assert metrics[f"grad_norm/{level}"] > 0
         gradient.update({n: p.grad is not None for n, p in module.named_parameters()})
         assert all(p.requires_grad for p in module.parameters())  # the others' are given back
@@ -137,7 +142,7 @@ def test_what_a_loss_differentiates_when_nothing_protects_the_others(level: str,
 def test_the_encoder_learns_from_each_of_its_terms(form: str) -> None:
     weights = {f"{f}_coef": float(f == form) for f in ("value", "categorical", "occupancy")}
     module = agent(ALL, encoder=weights)
-    changed = changes(module, lambda: module._descend("task_encoder", 1.0, loss_of(module, "task_encoder")))
+    changed = changes(module, lambda: descend(module, "task_encoder", 1.0, loss_of(module, "task_encoder")))
     assert changed == parameters_of(module, "task_encoder")
 
 
@@ -147,7 +152,7 @@ def test_the_value_loss_reaches_the_encoder_only_through_the_critic() -> None:
     with torch.no_grad():
         module.policy.critic.net[0].weight[:, S:] = 0
     loss = loss_of(module, "task_encoder")
-    assert changes(module, lambda: module._descend("task_encoder", 1.0, loss)) == set()
+    assert changes(module, lambda: descend(module, "task_encoder", 1.0, loss)) == set()
 
 
 def test_the_encoders_gradient_is_that_of_a_semi_gradient_value_loss() -> None:
@@ -199,7 +204,7 @@ def test_gradients_are_clipped_to_the_levels_norm() -> None:
 
     def step() -> None:
         loss = loss_of(module, "critic")
-        before.append(module._descend("critic", 1e-3, loss)["grad_norm/critic"])
+        before.append(descend(module, "critic", 1e-3, loss)["grad_norm/critic"])
         after.append(torch.stack([p.grad.norm() for p in module.policy.critic.parameters()]).norm())  # type: ignore[union-attr]
 
     inside_fit(module, step)
@@ -207,16 +212,45 @@ def test_gradients_are_clipped_to_the_levels_norm() -> None:
     assert after[0].item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_loss_that_is_not_finite_stops_before_anything_changes() -> None:
+@pytest.mark.parametrize("broken", ["advantage", "state"])
+def test_a_low_level_loss_that_is_not_finite_names_its_family_and_changes_nothing(broken: str) -> None:
     module = agent(ALL)
-
-    def broken() -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = loss_of(module, "critic")()
-        return loss * float("nan"), metrics
+    samples, _ = ppo_samples(module.policy, rollout := rollout_for(module), rollout.reward, module.ppo)
+    samples[broken][samples["family"] == 1] = float("nan")
 
     def step() -> None:
-        with pytest.raises(UserError, match="critic is not finite in iteration 0"):
-            module._descend("critic", 1.0, broken)
+        with pytest.raises(UserError, match=r"level actor is not finite in iteration 0.*family: push;"):
+            module._descend("actor", 1.0, lambda b: actor_loss(module.policy, b, module.ppo), samples)
+
+    assert changes(module, step) == set()
+
+
+@pytest.mark.parametrize("level", ["task_encoder", "macro_vae"])
+def test_an_upper_levels_loss_that_is_not_finite_names_its_family_and_changes_nothing(level: str) -> None:
+    module = agent(ALL)
+    rollout = rollout_for(module)
+    rollout.observation[3, rollout.family == 0] = float("nan")
+    replay = iteration_batch(rollout).replay
+
+    def step() -> None:
+        with pytest.raises(UserError, match=rf"level {level} is not finite in iteration 0.*family: reach;"):
+            getattr(module, f"_update_{level}")(replay)
+
+    assert changes(module, step) == set()
+
+
+def test_a_gradient_that_is_not_finite_where_the_loss_is_stops_too() -> None:
+    """The square root has an infinite slope at 0."""
+    module = agent(ALL)
+    samples, _ = ppo_samples(module.policy, rollout := rollout_for(module), rollout.reward, module.ppo)
+
+    def loss(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        value, metrics = critic_loss(module.policy, batch)
+        return value + (value * 0).sqrt(), metrics
+
+    def step() -> None:
+        with pytest.raises(UserError, match=r"level critic is not finite.*gradient norm nan"):
+            module._descend("critic", 1.0, loss, samples)
 
     assert changes(module, step) == set()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,22 @@ from pytorch_lightning.callbacks import Checkpoint
 from hmrl.types import UserError
 
 
+@contextmanager
+def between_epochs(trainer: pl.Trainer) -> Iterator[None]:
+    """For saving as an epoch starts: what Lightning has counted of it would be lost from a resumed count."""
+    progress: Any = trainer.fit_loop.epoch_progress
+    begun: int = progress.current.ready - progress.current.started
+    progress.total.ready -= begun
+    progress.current.ready -= begun
+    yield
+    progress.total.ready += begun
+    progress.current.ready += begun
+
+
 class LastCheckpoint(Checkpoint):
     """Writes ``last.ckpt`` every so many iterations, and after the last one.
 
+    Between two epochs: an iteration is in the logs before it is in the checkpoint, so that none is lost.
     Place it after ``ModelCheckpoint``, whose best score so far belongs into the file.
 
     Args:
@@ -28,8 +43,23 @@ class LastCheckpoint(Checkpoint):
             )
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_iterations = every_n_iterations
+        self._saved = 0  # the iteration that the file holds, or that training began with
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """What was just loaded need not be saved."""
+        self._saved = int(pl_module.iteration)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Collective."""
-        if int(pl_module.iteration) % self.every_n_iterations == 0 or trainer.should_stop:
-            trainer.save_checkpoint(self.path, weights_only=False)
+        if int(pl_module.iteration) % self.every_n_iterations == 0:
+            self._save(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Collective."""
+        self._save(trainer, pl_module)
+
+    def _save(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if int(pl_module.iteration) != self._saved:
+            with between_epochs(trainer):
+                trainer.save_checkpoint(self.path, weights_only=False)
+            self._saved = int(pl_module.iteration)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,13 @@ from hmrl.types import Rollout
 
 PRIMARY_MODE = "sampled"  # its metrics carry no suffix
 Scores = dict[str, dict[str, dict[str, Score]]]  # split -> mode -> family -> score
+
+
+_LOGGED = {"success": "success", "final_success": "final_success", "return": "episode_return"}
+
+
+def _metric(name: str, mode: str, split: str, family: str) -> str:
+    return f"{name}{'' if mode == PRIMARY_MODE else f'_{mode}'}/{split}/{family}"
 
 
 class SuccessRate(pl.Callback):
@@ -82,14 +89,29 @@ class SuccessRate(pl.Callback):
         values: dict[str, torch.Tensor] = {}
         for split, modes in self.scores.items():
             for mode, families in modes.items():
-                suffix = "" if mode == PRIMARY_MODE else f"_{mode}"
                 for family, score in families.items():
-                    for name in ("success", "final_success", "return"):
-                        value = getattr(score, "episode_return" if name == "return" else name)
-                        values[f"{name}{suffix}/{split}/{family}"] = torch.tensor(value, dtype=torch.float64)
+                    for name, attribute in _LOGGED.items():
+                        value = torch.tensor(getattr(score, attribute), dtype=torch.float64)
+                        values[_metric(name, mode, split, family)] = value
         pl_module.log_dict({**values, "step": pl_module.env_steps.double()}, batch_size=1)
         if trainer.is_global_zero:
             self._print(trainer, success_table(self.scores, int(pl_module.env_steps)))
+
+    @staticmethod
+    def metric_names(benchmark: Any, modes: Iterable[str]) -> list[str]:
+        """Everything that an evaluation logs, for a checkpoint to be chosen by.
+
+        Args:
+            benchmark: with ``families(split)``.
+            modes: names of the ways of acting.
+        """
+        return [
+            _metric(name, mode, split, family)
+            for name in _LOGGED
+            for mode in modes
+            for split in ("train", "test")
+            for family in (*benchmark.families(split), "mean")
+        ]
 
     @staticmethod
     def _print(trainer: pl.Trainer, text: str) -> None:

@@ -14,6 +14,7 @@ from hmrl.types import Split, UserError
 OBSERVATION_DIM = 39
 ACTION_DIM = 4
 HORIZON = 500
+GOALS_PER_FAMILY = 50  # of Meta-World's own, in each split
 # Hand xyz and gripper opening, now (0-3) and one simulator step ago (18-21).
 EGO_INDICES = (0, 1, 2, 3, 18, 19, 20, 21)
 GOAL_INDICES = (36, 37, 38)

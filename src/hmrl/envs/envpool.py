@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hmrl.envs.benchmarks import Goals, metaworld_name
+from hmrl.envs.faults import simulator_of
 from hmrl.types import EnvStep, FloatArray
 
 # A pool is rebuilt after so many fresh-goal episodes, so that a resumed run has a bounded number of
@@ -75,13 +76,15 @@ class EnvPoolEnvs:
 
     def step(self, action: FloatArray) -> EnvStep:
         """One simulator step with actions ``[B, 4]``."""
-        for pool, members in zip(self._pools, self._members, strict=True):
-            pool.send(action[members])
+        for name, pool, members in zip(self._names, self._pools, self._members, strict=True):
+            with simulator_of(name):
+                pool.send(action[members])
         observation = np.empty((len(self.families), 39), dtype=np.float32)
         reward = np.empty(len(self.families), dtype=np.float32)
         success = np.empty(len(self.families), dtype=np.bool_)
-        for pool, members in zip(self._pools, self._members, strict=True):
-            pool_observation, pool_reward, _, _, info = pool.recv()
+        for name, pool, members in zip(self._names, self._pools, self._members, strict=True):
+            with simulator_of(name):
+                pool_observation, pool_reward, _, _, info = pool.recv()
             index = np.asarray(members)[info["env_id"]]
             observation[index] = pool_observation
             reward[index] = pool_reward
@@ -97,8 +100,9 @@ class EnvPoolEnvs:
 
     def _reset_pools(self) -> FloatArray:
         observation = np.empty((len(self.families), 39), dtype=np.float32)
-        for pool, members in zip(self._pools, self._members, strict=True):
-            pool_observation, info = pool.reset()
+        for name, pool, members in zip(self._names, self._pools, self._members, strict=True):
+            with simulator_of(name):
+                pool_observation, info = pool.reset()
             observation[np.asarray(members)[info["env_id"]]] = pool_observation
         return observation
 
@@ -113,12 +117,13 @@ class EnvPoolEnvs:
 
         name, members = self._names[i], self._members[i]
         threads = -(-(os.cpu_count() or 1) // len(self._names))
-        return envpool.make(
-            metaworld_task_id(metaworld_name(name)),
-            "gymnasium",
-            num_envs=len(members),
-            num_threads=min(threads, len(members)),
-            env_seed=[self._goals.seed_for(name, *keys[j]) for j in members],
-            max_episode_steps=self.horizon,
-            partially_observable=not self._goal_visible,
-        )
+        with simulator_of(name):
+            return envpool.make(
+                metaworld_task_id(metaworld_name(name)),
+                "gymnasium",
+                num_envs=len(members),
+                num_threads=min(threads, len(members)),
+                env_seed=[self._goals.seed_for(name, *keys[j]) for j in members],
+                max_episode_steps=self.horizon,
+                partially_observable=not self._goal_visible,
+            )

@@ -10,10 +10,17 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Benchmark, Goals, metaworld_name, short_name
+from hmrl.envs.benchmarks import (
+    ACTION_DIM,
+    GOALS_PER_FAMILY,
+    OBSERVATION_DIM,
+    Benchmark,
+    Goals,
+    metaworld_name,
+    short_name,
+)
+from hmrl.envs.faults import simulator_of
 from hmrl.types import EnvStep, FloatArray, UserError
-
-GOALS_PER_FAMILY = 50
 
 
 @cache
@@ -45,7 +52,9 @@ class GoalEnv(gym.Env[FloatArray, FloatArray]):
     def __init__(self, family: str, tasks: Sequence[Any], horizon: int, goal_visible: bool = False) -> None:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-        self.simulator = ALL_V3_ENVIRONMENTS[metaworld_name(family)]()
+        self.family = family
+        with simulator_of(family):
+            self.simulator = ALL_V3_ENVIRONMENTS[metaworld_name(family)]()
         self._tasks, self._horizon, self._goal_visible = tasks, horizon, goal_visible
 
     def reset(
@@ -70,12 +79,14 @@ class GoalEnv(gym.Env[FloatArray, FloatArray]):
             # What Meta-World does to draw its own goals, on a generator of this environment's.
             simulator._freeze_rand_vec, simulator.seeded_rand_vec = False, True
             simulator.seed(seed)
-        observation, info = simulator.reset()
+        with simulator_of(self.family):
+            observation, info = simulator.reset()
         return observation, info
 
     def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
         """One simulator step; ``info`` holds ``success`` alone."""
-        observation, reward, _, _, info = self.simulator.step(action)
+        with simulator_of(self.family):
+            observation, reward, _, _, info = self.simulator.step(action)
         truncated = self.simulator.curr_path_length >= self._horizon
         return observation, float(reward), False, truncated, {"success": float(info["success"])}
 

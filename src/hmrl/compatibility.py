@@ -1,0 +1,88 @@
+"""Whether a checkpoint or a rollout fits a model, and by which settings it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hmrl.config import MacroVAEConfig, PPOConfig
+from hmrl.types import UserError
+
+# What gives networks their shape or their inputs a meaning; everything else may change on resume.
+_NETWORK: dict[str, tuple[str, ...]] = {
+    "": ("families", "observation_dim", "action_dim", "ego_indices", "decision_interval"),
+    "task_encoder": ("categories", "cell", "hidden", "embedding_hidden", "head_hidden"),
+    "macro_vae": ("encoder_hidden", "decoder_hidden"),
+    "actor_critic": ("actor_hidden", "critic_hidden", "state_dependent_std"),
+}
+
+
+def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that make two networks different, by key, each in words.
+
+    Args:
+        saved, present: hyper-parameters of the checkpoint and of the model.
+    """
+    found: dict[str, str] = {}
+    for section, keys in _NETWORK.items():
+        there, here = (x[section] if section else x for x in (saved, present))
+        if there is None or here is None:
+            if there is not here:
+                where = "left out" if there is None else "present"
+                found[f"model.{section}"] = f"model.{section} is {where} there and not here"
+            continue
+        for key in keys:
+            name = ".".join(filter(None, ("model", section, key)))
+            a, b = (list(x) if isinstance(x, tuple | list) else x for x in (there[key], here[key]))
+            if a != b:
+                found[name] = f"{name} is {a!r} there and {b!r} here"
+    return found
+
+
+def check_network(checkpoint: Mapping[str, Any], model: Any, *, training: bool) -> None:
+    """Refuse a checkpoint of another network.
+
+    Args:
+        checkpoint: as it was loaded.
+        model: the LightningModule that is to have it.
+        training: whether training goes on, so that the families must be the same, too.
+
+    Raises:
+        UserError: with every setting that differs, or, if none does, the tensors that do.
+    """
+    saved, present = checkpoint["hyper_parameters"], model.hparams
+    saved_state, state = checkpoint["state_dict"], model.state_dict()
+    found = network_differences(saved, present)
+    if not training:
+        found.pop("model.families", None)
+    if not found:
+        shapes, saved_shapes = ({k: v.shape for k, v in x.items()} for x in (state, saved_state))
+        odd = sorted(k for k in shapes.keys() | saved_shapes.keys() if shapes.get(k) != saved_shapes.get(k))
+        found = {k: f"{k} has shape {saved_shapes.get(k)} there and {shapes.get(k)} here" for k in odd[:3]}
+    if found:
+        raise UserError(
+            f"the checkpoint is of another network: {'; '.join(found.values())}; "
+            "use the settings it was trained with, or start afresh in another run_dir"
+        )
+
+
+def check_rollout(ppo: PPOConfig, vae: MacroVAEConfig | None, decisions: int, episodes: int) -> None:
+    """Refuse settings that do not fit a rollout of one process.
+
+    Args:
+        decisions: of an episode, T.
+        episodes: B.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if (count := decisions * episodes) < ppo.minibatches:
+        raise UserError(
+            f"model.ppo.minibatches is {ppo.minibatches}, but the rollout of a process has only {count} "
+            "decisions: use at most that many"
+        )
+    if vae and vae.goal != "sub_task" and vae.n > decisions:
+        raise UserError(
+            f"model.macro_vae.n is {vae.n}, but an episode has only {decisions} decisions (data.horizon over "
+            "model.decision_interval): use at most that many"
+        )

@@ -1,0 +1,22 @@
+"""Saying whose simulator it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hmrl.types import UserError
+
+
+@contextmanager
+def simulator_of(family: str) -> Iterator[None]:
+    """Name the family of a simulator that raises inside the block."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the simulator of family {family!r} failed ({type(error).__name__}: {error}); what was trained "
+            "up to the last checkpoint is safe: continue from it"
+        ) from error

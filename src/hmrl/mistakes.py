@@ -1,0 +1,61 @@
+"""What the command line says when it fails."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from hmrl.callbacks import hold_signals
+from hmrl.distributed import is_first_process
+from hmrl.types import SharedError, UserError
+
+# What a disk says that is full, read-only or somebody else's.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """One sentence and exit code 2 for what the user can mend; a traceback for what is a fault of ours."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main_thread else {}
+    if main_thread:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # until training takes over
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("hmrl: interrupted; the last checkpoint, if there was one, is intact", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        mistake = mistake_behind(error)
+        if mistake is None:
+            raise
+        if isinstance(mistake, SharedError) and not is_first_process():
+            raise SystemExit(0) from None  # the first rank speaks, and fails, for all
+        print(f"hmrl: error: {mistake}", file=sys.stderr)
+        raise SystemExit(2) from None
+    finally:
+        hold_signals(False)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+def mistake_behind(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind ``error``, if that is what it comes from."""
+    cause = error
+    while cause is not None:  # jsonargparse wraps what a configuration class raises
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__
+    if isinstance(error, MisconfigurationException):
+        return UserError(" ".join(str(error).split()))
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return UserError(f"cannot write: {error}; the last checkpoint, if there was one, is intact")
+    if isinstance(error, RuntimeError) and "gloo" in str(error):
+        return UserError("the connection to the other processes broke: one of them says why")
+    return None

@@ -1,0 +1,62 @@
+"""A run's directory: what it holds, and who may write there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from hmrl.types import UserError
+
+_held: dict[Path, FileLock] = {}  # until this process ends, however it ends
+
+
+def checkpoint_dir(run_dir: str | Path) -> str:
+    """Where a run keeps its checkpoints."""
+    return str(Path(run_dir) / "checkpoints")
+
+
+def newest_checkpoint(run_dir: str | Path) -> Path | None:
+    """What a run continues from: ``last.ckpt``, or what a SLURM requeue saved after it; None if nothing."""
+    found = [Path(checkpoint_dir(run_dir)) / "last.ckpt", *Path(run_dir).glob("hpc_ckpt_*.ckpt")]
+    found = [path for path in found if path.is_file() and not path.name.endswith(".weights.ckpt")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def continues(run_dir: str | Path, ckpt_path: str | Path | None) -> bool:
+    """Whether ``ckpt_path`` is a checkpoint of the run in ``run_dir``."""
+    return ckpt_path is not None and Path(run_dir).resolve() in Path(ckpt_path).resolve().parents
+
+
+def claim(run_dir: str | Path, *, may_hold_run: bool) -> None:
+    """Make ``run_dir`` this process's own, until it ends.
+
+    Args:
+        may_hold_run: whether there may be a run already, which is continued or written over.
+
+    Raises:
+        UserError: if another process is writing there, if there is a run that would be lost, or if nothing
+            can be written.
+    """
+    folder = Path(run_dir).resolve()
+    checkpoints = list(Path(checkpoint_dir(folder)).glob("*.ckpt"))
+    if not may_hold_run and (checkpoints or (folder / "metrics.csv").is_file()):
+        raise UserError(
+            f"{run_dir} already holds a run, which would be lost: continue it with --ckpt_path last, choose "
+            "another --run_dir, or write over it with --overwrite true"
+        )
+    if folder in _held:
+        return
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"another run is writing to {run_dir}: wait for it, stop it, or choose another --run_dir"
+        ) from error
+    except NotImplementedError:  # a file system without locks: then nobody can tell
+        print(f"{run_dir} is on a file system without locks: make sure that no other run writes there")
+    except OSError as error:
+        raise UserError(f"run_dir {run_dir} cannot be written to ({error}): choose another one") from error
+    _held[folder] = lock
