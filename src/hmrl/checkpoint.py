@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
         finally:
             for target in contents:
-                _temporary(target).unlink(missing_ok=True)
+                with suppress(OSError):
+                    _temporary(target).unlink()
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None

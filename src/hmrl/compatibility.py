@@ -50,6 +50,11 @@ def check_network(checkpoint: Mapping[str, Any], model: Any, *, training: bool) 
     Raises:
         UserError: with every setting that differs, or, if none does, the tensors that do.
     """
+    if training and "optimizer_states" not in checkpoint:
+        raise UserError(
+            "the checkpoint holds weights alone, without optimizers and replay, and cannot be trained on: "
+            "use the .ckpt beside the .weights.ckpt"
+        )
     saved, present = checkpoint["hyper_parameters"], model.hparams
     saved_state, state = checkpoint["state_dict"], model.state_dict()
     found = network_differences(saved, present)

@@ -22,6 +22,9 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """One sentence and exit code 2 for what the user can mend; a traceback for what is a fault of ours."""
+    hook = threading.excepthook
+    # TensorBoard writes in a thread of its own; what stops it stops the next write here, with a sentence.
+    threading.excepthook = lambda args: None if _is_disk(args.exc_value) else hook(args)
     main_thread = threading.current_thread() is threading.main_thread()
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main_thread else {}
     if main_thread:
@@ -40,9 +43,14 @@ def one_sentence() -> Iterator[None]:
         print(f"hmrl: error: {mistake}", file=sys.stderr)
         raise SystemExit(2) from None
     finally:
+        threading.excepthook = hook
         hold_signals(False)
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+
+
+def _is_disk(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in _DISK
 
 
 def mistake_behind(error: BaseException | None) -> UserError | None:
@@ -54,7 +62,7 @@ def mistake_behind(error: BaseException | None) -> UserError | None:
         cause = cause.__cause__
     if isinstance(error, MisconfigurationException):
         return UserError(" ".join(str(error).split()))
-    if isinstance(error, OSError) and error.errno in _DISK:
+    if _is_disk(error):
         return UserError(f"cannot write: {error}; the last checkpoint, if there was one, is intact")
     if isinstance(error, RuntimeError) and "gloo" in str(error):
         return UserError("the connection to the other processes broke: one of them says why")

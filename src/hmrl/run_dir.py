@@ -49,7 +49,7 @@ def claim(run_dir: str | Path, *, may_hold_run: bool) -> None:
         return
     lock = FileLock(folder / ".lock", timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(checkpoint_dir(folder)).mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise UserError(
