@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_DIR ?= runs/ml10
 
-.PHONY: setup train test evaluate check smoke clean
+.PHONY: setup train test evaluate check smoke soak clean
 
 setup: $(VENV)/installed
 
@@ -27,6 +27,9 @@ test: setup
 
 smoke: setup  ## Fit, evaluate and test real ML10 in about two minutes.
 	$(BIN)/hmrl fit --config configs/ml10.yaml --config configs/smoke.yaml --overwrite true
+
+soak: setup  ## Interrupt and kill a run at random moments; it must end up equal to a run in peace.
+	$(BIN)/python scripts/soak.py
 
 check: setup
 	$(BIN)/ruff check

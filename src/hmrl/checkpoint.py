@@ -46,7 +46,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         export = {k: checkpoint[k] for k in _EXPORTED if k in checkpoint}
-        contents = {path: checkpoint, weights_path(path): export}
+        # A kill between the two renames leaves the newer export: a continued run makes that one again.
+        contents = {weights_path(path): export, path: checkpoint}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             for target, content in contents.items():
@@ -94,7 +95,7 @@ def load(path: str | Path) -> dict[str, Any]:
         UserError: if there is no such file, or it is no checkpoint of this package.
     """
     if not Path(path).is_file():
-        raise UserError(f"there is no checkpoint at {path}")
+        raise UserError(f"there is no checkpoint at {path}: ckpt_path must be a .ckpt file, or last")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

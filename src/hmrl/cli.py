@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from math import ceil
-from typing import Any, NoReturn
+from typing import Any
 
 # Before torch is imported: idle OpenMP threads must not spin on the simulators' cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -15,7 +15,6 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from hmrl import checkpoint
 from hmrl.callbacks import (
@@ -27,13 +26,14 @@ from hmrl.callbacks import (
     SuccessRate,
     hold_signals,
 )
-from hmrl.compatibility import check_network, check_rollout
+from hmrl.compatibility import check_network, check_rollout, check_trainer
 from hmrl.datamodule import MetaWorldDataModule
 from hmrl.distributed import is_first_process
-from hmrl.mistakes import mistake_behind, one_sentence
+from hmrl.mistakes import one_sentence
 from hmrl.module import HierarchicalMetaRL
-from hmrl.processes import strategy_for
-from hmrl.run_dir import checkpoint_dir, claim, continues, newest_checkpoint
+from hmrl.parser import Parser
+from hmrl.processes import end_with_the_first, launches, strategy_for
+from hmrl.run_dir import checkpoint_dir, claim, continues, newest_checkpoint, was_requeued
 from hmrl.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, fixed_options, loggers
 from hmrl.types import UserError
 
@@ -47,16 +47,6 @@ class SaveRunConfig(SaveConfigCallback):
         """Save on fit only: a test must not replace the configuration that trained."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
-
-
-class _Parser(LightningArgumentParser):
-    """One sentence for a mistake, instead of a page of usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """What a configuration class has said, or else the parser's own words."""
-        if not self.exit_on_error:  # a nested parser: another type may fit
-            super().error(message, ex)
-        raise mistake_behind(ex) or UserError(" ".join(message.split())) from ex
 
 
 class HmrlCLI(LightningCLI):
@@ -100,7 +90,7 @@ class HmrlCLI(LightningCLI):
         if self.config["subcommand"] == "fit":
             run_dir = config["run_dir"]
             newest = newest_checkpoint(run_dir)
-            requeued = newest is not None and newest.name.startswith("hpc_") and SLURMEnvironment.detect()
+            requeued = SLURMEnvironment.detect() and was_requeued(run_dir)
             self._may_hold_run = config["overwrite"] or path == "last" or requeued
             if path == "last" or (path is None and requeued):
                 path = config["ckpt_path"] = str(newest) if newest else None
@@ -132,13 +122,23 @@ class HmrlCLI(LightningCLI):
             run_dir = self._get(self.config, "run_dir")
             config["default_root_dir"] = config["default_root_dir"] or run_dir
             callbacks = [RunDirectory(run_dir, self._may_hold_run), GracefulStop(), *callbacks]
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        end_with_the_first(trainer)
+        return trainer
 
     def before_fit(self) -> None:
         """Refuse what does not fit together, before anything is written or any process launched."""
         data, model, world_size = self.datamodule, self.model, self.trainer.world_size
+        for key in ("run_dir", "ckpt_path"):
+            if self._get(self.config, key) == "":
+                raise UserError(f"{key} is '', but it must be a path")
+        check_trainer(self.trainer)
         data.check("fit", world_size)
-        decisions = ceil(data.horizon / model.policy.decision_interval)
+        if (interval := model.policy.decision_interval) > data.horizon:
+            raise UserError(
+                f"model.decision_interval is {interval}: use at most data.horizon, which is {data.horizon}"
+            )
+        decisions = ceil(data.horizon / interval)
         episodes = len(data.families) * data.envs_per_family // world_size
         check_rollout(model.ppo, model.vae_config, decisions, episodes)
         if self._saved:
@@ -152,12 +152,14 @@ class HmrlCLI(LightningCLI):
             )
         if is_first_process():
             claim(self._get(self.config, "run_dir"), may_hold_run=self._may_hold_run)
-        launcher = self.trainer.strategy.launcher
-        if (
-            isinstance(launcher, _SubprocessScriptLauncher)
-            and not launcher.cluster_environment.creates_processes_externally
-        ):
+        if launches(self.trainer):
             hold_signals(True)  # the processes to be launched inherit this; GracefulStop lets go
+
+    def before_validate(self) -> None:
+        """Refuse what could not be built, before any process is launched."""
+        self.datamodule.check(self.subcommand, self.trainer.world_size)
+
+    before_test = before_validate
 
     def after_fit(self) -> None:
         """Say where everything is."""
@@ -178,7 +180,7 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=1,
-            parser_class=_Parser,
+            parser_class=Parser,
             parser_kwargs={"allow_abbrev": False},  # a misspelt key is an error, not its longer sister
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

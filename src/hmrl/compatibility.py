@@ -1,11 +1,11 @@
-"""Whether a checkpoint or a rollout fits a model, and by which settings it does not."""
+"""Whether a checkpoint, a rollout or a trainer fits a model, and by which settings it does not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from hmrl.config import MacroVAEConfig, PPOConfig
+from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.types import UserError
 
 # What gives networks their shape or their inputs a meaning; everything else may change on resume.
@@ -14,6 +14,14 @@ _NETWORK: dict[str, tuple[str, ...]] = {
     "task_encoder": ("categories", "cell", "hidden", "embedding_hidden", "head_hidden"),
     "macro_vae": ("encoder_hidden", "decoder_hidden"),
     "actor_critic": ("actor_hidden", "critic_hidden", "state_dependent_std"),
+}
+# What Lightning lets one set, but must be left alone where a batch is an iteration and levels learn in turn.
+_TRAINER: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "check_val_every_n_epoch": (lambda x: x is None or x >= 1, "1 or more (iterations)"),
+    "val_check_interval": (lambda x: x == 1, "1: set trainer.check_val_every_n_epoch instead"),
+    "accumulate_grad_batches": (lambda x: x == 1, "1: set data.envs_per_family instead"),
+    "gradient_clip_val": (lambda x: not x, "null: each level has a max_grad_norm"),
+    "precision": (lambda x: x.endswith(("32-true", "mixed")), "32-true, 16-mixed or bf16-mixed"),
 }
 
 
@@ -71,6 +79,24 @@ def check_network(checkpoint: Mapping[str, Any], model: Any, *, training: bool) 
         )
 
 
+def check_levels(encoder: TaskEncoderConfig | None, vae: MacroVAEConfig | None, ppo: PPOConfig) -> None:
+    """Refuse settings that need a level which is left out.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if vae and vae.goal == "sub_task" and not encoder:
+        raise UserError(
+            "model.macro_vae.goal is sub_task, but without model.task_encoder there are no sub-tasks: use "
+            "constant_discretisation or constant_margin"
+        )
+    if ppo.agreement_bonus and not vae:
+        raise UserError(
+            f"model.ppo.agreement_bonus is {ppo.agreement_bonus}, but without model.macro_vae there is "
+            "nothing to agree with: use 0"
+        )
+
+
 def check_rollout(ppo: PPOConfig, vae: MacroVAEConfig | None, decisions: int, episodes: int) -> None:
     """Refuse settings that do not fit a rollout of one process.
 
@@ -91,3 +117,14 @@ def check_rollout(ppo: PPOConfig, vae: MacroVAEConfig | None, decisions: int, ep
             f"model.macro_vae.n is {vae.n}, but an episode has only {decisions} decisions (data.horizon over "
             "model.decision_interval): use at most that many"
         )
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuse options of Lightning's trainer that training here has no use for.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name, (good, right) in _TRAINER.items():
+        if not good(value := getattr(trainer, name)):
+            raise UserError(f"trainer.{name} is {value}, but it must be {right}")

@@ -5,14 +5,16 @@ Each class is checked when it is built, so that a wrong value is named before an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from math import inf
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from hmrl.functional import Categorical, GoalStrategy, Occupancy
 from hmrl.normalizer import RewardScale
 from hmrl.types import UserError
 
+Cell = Literal["gru", "lstm"]
 Advantage = Literal["family", "batch", "none"]
 C = TypeVar("C")
 
@@ -22,14 +24,41 @@ def as_config(cls: type[C], value: C | Mapping[str, Any]) -> C:
     return cls(**value) if isinstance(value, Mapping) else value
 
 
-def _require(condition: bool, key: str, value: object, right: str) -> None:
-    if not condition:
-        raise UserError(f"{key} is {value!r}, but it must be {right}")
+class _Rule(NamedTuple):
+    """What a value must be, in words and as a test; comparisons are such that nan fails them."""
+
+    right: str
+    holds: Callable[[Any], bool]
 
 
-def _require_one_of(allowed: Any, key: str, value: object) -> None:
+_AT_LEAST_1 = _Rule("at least 1", lambda x: 1 <= x < inf)
+_NOT_NEGATIVE = _Rule("0 or more and finite", lambda x: 0 <= x < inf)
+_POSITIVE = _Rule("positive and finite", lambda x: 0 < x < inf)
+_POSITIVE_OR_NULL = _Rule("positive and finite, or null", lambda x: x is None or 0 < x < inf)
+_FINITE = _Rule("finite", lambda x: -inf < x < inf)
+_FROM_0_TO_1 = _Rule("in [0, 1]", lambda x: 0 <= x <= 1)
+_ABOVE_0_TO_1 = _Rule("in (0, 1]", lambda x: 0 < x <= 1)
+_FROM_0_BELOW_1 = _Rule("in [0, 1)", lambda x: 0 <= x < 1)
+_WIDTHS = _Rule("a list of widths of at least 1", lambda x: all(1 <= width < inf for width in x))
+_3_WIDTHS = _Rule("3 widths of at least 1", lambda x: len(x) == 3 and _WIDTHS.holds(x))
+_BOUNDS = _Rule("a lower and an upper bound", lambda x: len(x) == 2 and -inf < x[0] <= x[1] < inf)
+
+
+def _one_of(allowed: Any) -> _Rule:
     """``allowed`` is a ``Literal``."""
-    _require(value in get_args(allowed), key, value, f"one of {', '.join(get_args(allowed))}")
+    return _Rule(f"one of {', '.join(get_args(allowed))}", lambda x: x in get_args(allowed))
+
+
+def _require(config: object, section: str, **rules: _Rule) -> None:
+    """Refuse the first value of ``config`` that does not follow its rule."""
+    for name, rule in rules.items():
+        value = getattr(config, name)
+        try:
+            good = rule.holds(value)
+        except TypeError:  # no number, or no list
+            good = False
+        if not good:
+            raise UserError(f"{section}.{name} is {value!r}, but it must be {rule.right}")
 
 
 @dataclass
@@ -58,7 +87,7 @@ class TaskEncoderConfig:
     """
 
     categories: int = 10
-    cell: Literal["gru", "lstm"] = "gru"
+    cell: Cell = "gru"
     hidden: int = 256
     embedding_hidden: tuple[int, int, int] = (64, 32, 16)
     head_hidden: tuple[int, ...] = (256,)
@@ -76,16 +105,27 @@ class TaskEncoderConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        key = "model.task_encoder."
-        _require(self.categories >= 1, f"{key}categories", self.categories, "at least 1")
-        _require(self.cell in ("gru", "lstm"), f"{key}cell", self.cell, "gru or lstm")
-        _require(0 <= self.dropout < 1, f"{key}dropout", self.dropout, "in [0, 1)")
-        _require(self.temperature > 0, f"{key}temperature", self.temperature, "positive")
-        _require_one_of(Categorical, f"{key}categorical", self.categorical)
-        _require_one_of(Occupancy, f"{key}occupancy", self.occupancy)
-        _require(self.updates >= 0, f"{key}updates", self.updates, "0 or more")
-        _require(self.trajectories >= 1, f"{key}trajectories", self.trajectories, "at least 1")
-        _require(self.lr > 0, f"{key}lr", self.lr, "positive")
+        _require(
+            self,
+            "model.task_encoder",
+            categories=_AT_LEAST_1,
+            cell=_one_of(Cell),
+            hidden=_AT_LEAST_1,
+            embedding_hidden=_3_WIDTHS,
+            head_hidden=_WIDTHS,
+            dropout=_FROM_0_BELOW_1,
+            temperature=_POSITIVE,
+            value_coef=_NOT_NEGATIVE,
+            categorical_coef=_FINITE,
+            categorical=_one_of(Categorical),
+            occupancy_coef=_FINITE,
+            occupancy=_one_of(Occupancy),
+            updates=_NOT_NEGATIVE,
+            trajectories=_AT_LEAST_1,
+            lr=_POSITIVE,
+            weight_decay=_NOT_NEGATIVE,
+            max_grad_norm=_POSITIVE,
+        )
 
 
 @dataclass
@@ -122,21 +162,25 @@ class MacroVAEConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        key = "model.macro_vae."
-        _require_one_of(GoalStrategy, f"{key}goal", self.goal)
-        _require(self.n >= 1, f"{key}n", self.n, "at least 1 decision")
-        _require(self.n_max >= 1, f"{key}n_max", self.n_max, "at least 1 decision")
-        _require(self.decoder_std > 0, f"{key}decoder_std", self.decoder_std, "positive")
-        _require(0 <= self.dropout < 1, f"{key}dropout", self.dropout, "in [0, 1)")
         _require(
-            self.log_std_range[0] <= self.log_std_range[1],
-            f"{key}log_std_range",
-            self.log_std_range,
-            "a lower and an upper bound",
+            self,
+            "model.macro_vae",
+            encoder_hidden=_WIDTHS,
+            decoder_hidden=_WIDTHS,
+            dropout=_FROM_0_BELOW_1,
+            log_std_range=_BOUNDS,
+            goal=_one_of(GoalStrategy),
+            n=_AT_LEAST_1,
+            n_max=_AT_LEAST_1,
+            decoder_std=_POSITIVE,
+            kl_coef=_NOT_NEGATIVE,
+            free_bits=_NOT_NEGATIVE,
+            updates=_NOT_NEGATIVE,
+            trajectories=_AT_LEAST_1,
+            lr=_POSITIVE,
+            weight_decay=_NOT_NEGATIVE,
+            max_grad_norm=_POSITIVE,
         )
-        _require(self.updates >= 0, f"{key}updates", self.updates, "0 or more")
-        _require(self.trajectories >= 1, f"{key}trajectories", self.trajectories, "at least 1")
-        _require(self.lr > 0, f"{key}lr", self.lr, "positive")
 
 
 @dataclass
@@ -158,10 +202,12 @@ class ActorCriticConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.log_std_range[0] <= self.log_std_range[1],
-            "model.actor_critic.log_std_range",
-            self.log_std_range,
-            "a lower and an upper bound",
+            self,
+            "model.actor_critic",
+            actor_hidden=_WIDTHS,
+            critic_hidden=_WIDTHS,
+            log_std_init=_FINITE,
+            log_std_range=_BOUNDS,
         )
 
 
@@ -202,14 +248,21 @@ class PPOConfig:
     max_grad_norm: float = 0.5
 
     def __post_init__(self) -> None:
-        key = "model.ppo."
-        _require(0 < self.gamma <= 1, f"{key}gamma", self.gamma, "in (0, 1]")
-        _require(0 <= self.gae_lambda <= 1, f"{key}gae_lambda", self.gae_lambda, "in [0, 1]")
-        _require(self.clip > 0, f"{key}clip", self.clip, "positive")
-        _require(self.epochs >= 1, f"{key}epochs", self.epochs, "at least 1")
-        _require(self.minibatches >= 1, f"{key}minibatches", self.minibatches, "at least 1")
-        _require_one_of(Advantage, f"{key}advantage", self.advantage)
-        _require_one_of(RewardScale, f"{key}reward_scale", self.reward_scale)
-        _require(self.agreement_bonus >= 0, f"{key}agreement_bonus", self.agreement_bonus, "0 or more")
-        _require(self.actor_lr > 0, f"{key}actor_lr", self.actor_lr, "positive")
-        _require(self.critic_lr > 0, f"{key}critic_lr", self.critic_lr, "positive")
+        _require(
+            self,
+            "model.ppo",
+            gamma=_ABOVE_0_TO_1,
+            gae_lambda=_FROM_0_TO_1,
+            clip=_POSITIVE,
+            epochs=_AT_LEAST_1,
+            minibatches=_AT_LEAST_1,
+            entropy_coef=_NOT_NEGATIVE,
+            target_kl=_POSITIVE_OR_NULL,
+            advantage=_one_of(Advantage),
+            reward_scale=_one_of(RewardScale),
+            agreement_bonus=_NOT_NEGATIVE,
+            actor_lr=_POSITIVE,
+            critic_lr=_POSITIVE,
+            weight_decay=_NOT_NEGATIVE,
+            max_grad_norm=_POSITIVE,
+        )

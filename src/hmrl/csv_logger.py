@@ -76,4 +76,5 @@ class ContinuedCSVLogger(CSVLogger):
 
     def resume(self, env_steps: int) -> None:
         """Keep the rows up to so many environment steps: the continued run writes the later ones again."""
-        self.experiment.rewrite(lambda row: 0 < float(row["step"]) <= env_steps)
+        if Path(self.experiment.metrics_file_path).is_file():
+            self.experiment.rewrite(lambda row: 0 < float(row["step"]) <= env_steps)

@@ -21,6 +21,7 @@ from hmrl.envs.benchmarks import (
     BenchmarkName,
     Goals,
 )
+from hmrl.memory import give_back_memory
 from hmrl.replay import TrajectoryReplay, deal
 from hmrl.rollout import collect, seeded
 from hmrl.stream import Batch, RolloutStream
@@ -45,13 +46,6 @@ class EvaluationConfig:
     goals: int = 4
     envs_per_family: int = 4
     backend: Backend | None = None
-
-    def __post_init__(self) -> None:
-        if self.envs_per_family < 1 or self.goals < 1 or self.goals % self.envs_per_family:
-            raise UserError(
-                f"{self.goals} evaluation goals do not divide over envs_per_family={self.envs_per_family}: "
-                "choose a divisor, so that every goal counts once"
-            )
 
 
 def default_modes() -> dict[str, Acting]:
@@ -105,6 +99,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
             )
         if replay_trajectories < 1:
             raise UserError(f"data.replay_trajectories is {replay_trajectories}: use 1 or more")
+        if modes is not None and not modes:
+            raise UserError("data.modes is {}: name one or more ways of acting, or null for the usual two")
         self.benchmark = _benchmark(benchmark, train_families, test_families)
         self.backend: Backend = backend
         self.envs_per_family, self.goals_per_family = envs_per_family, goals_per_family
@@ -131,10 +127,14 @@ class MetaWorldDataModule(pl.LightningDataModule):
         )
         if seed < 0:
             raise UserError(f"seed_everything is {seed}: use 0 or more")
-        fixed = [
-            (f"{n}.goals", c.goals, c.backend)
-            for n, c in (("validation", self.validation), ("test", self.test))
-        ]
+        evaluations = {"validation": self.validation, "test": self.test}
+        for name, e in evaluations.items():
+            if e.goals < 1 or e.envs_per_family < 1 or e.goals % e.envs_per_family:
+                raise UserError(
+                    f"data.{name}.goals is {e.goals} and data.{name}.envs_per_family is {e.envs_per_family}: "
+                    "use 1 or more, and goals that divide over them, so that every goal counts once"
+                )
+        fixed = [(f"{n}.goals", e.goals, e.backend) for n, e in evaluations.items()]
         for key, count, which in [*fixed, ("goals_per_family", goals_per_family or 0, None)]:
             if (which or backend) != "envpool" and count > GOALS_PER_FAMILY:
                 raise UserError(
@@ -203,6 +203,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         return [self._evaluation(split, self.test, _TEST) for split in _SPLITS]
 
     def _draw_training(self) -> Batch:
+        give_back_memory()
         iteration = int(self._module.iteration)  # the episode's number, too: it resumes with the weights
         with together():
             if self._envs is None:

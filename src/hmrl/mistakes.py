@@ -27,12 +27,16 @@ def one_sentence() -> Iterator[None]:
     threading.excepthook = lambda args: None if _is_disk(args.exc_value) else hook(args)
     main_thread = threading.current_thread() is threading.main_thread()
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main_thread else {}
-    if main_thread:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # until training takes over
+    for signum in handlers:
+        signal.signal(signum, signal.default_int_handler)  # until training takes over
     try:
         yield
-    except KeyboardInterrupt:
-        print("hmrl: interrupted; the last checkpoint, if there was one, is intact", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning turns the one into the other.
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        if is_first_process():
+            print("hmrl: interrupted; the last checkpoint, if there was one, is intact", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         mistake = mistake_behind(error)
@@ -44,9 +48,9 @@ def one_sentence() -> Iterator[None]:
         raise SystemExit(2) from None
     finally:
         threading.excepthook = hook
-        hold_signals(False)
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+        hold_signals(False)
 
 
 def _is_disk(error: BaseException | None) -> bool:

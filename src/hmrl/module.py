@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.nn.utils import clip_grad_norm_
 
-from hmrl.compatibility import check_network, check_rollout
+from hmrl.compatibility import check_levels, check_network, check_rollout
 from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
 from hmrl.diagnostics import rollout_metrics
 from hmrl.distributed import rank_and_world_size, share_of, sum_over_ranks
@@ -92,6 +92,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         self.network_config = as_config(ActorCriticConfig, actor_critic)
         self.ppo = as_config(PPOConfig, ppo)
         self.acting = as_config(Acting, acting)
+        check_levels(self.encoder_config, self.vae_config, self.ppo)
         # Plain values only: a checkpoint must load without running code.
         self.save_hyperparameters(
             {

@@ -84,6 +84,9 @@ class HierarchicalPolicy(nn.Module):
 
         Switches to evaluation mode, so that dropout never acts.
         """
+        absent = {"task_belief": self.task_encoder is None, "macro_action": self.macro_vae is None}
+        if absent.get(acting.permute):
+            raise UserError(f"permute is {acting.permute}, but this agent has none: leave that mode out")
         self.eval()
         state = self.normalize(observation)
         hidden = carry.hidden

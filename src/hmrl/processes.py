@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
+from hmrl.distributed import is_first_process
 from hmrl.types import UserError
 
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 _DDP = "ddp_find_unused_parameters_true"
+_FIRST = "HMRL_FIRST_PROCESS"
 
 
 def process_count(accelerator: Any, devices: Any) -> int:
@@ -21,6 +28,8 @@ def process_count(accelerator: Any, devices: Any) -> int:
     Raises:
         UserError: if there are no such devices.
     """
+    if isinstance(accelerator, str) and accelerator not in _ACCELERATORS:
+        raise UserError(f"trainer.accelerator is {accelerator!r}: use one of {', '.join(_ACCELERATORS)}")
     gpus = torch.cuda.device_count()
     if accelerator in ("gpu", "cuda") and not gpus:
         raise UserError(
@@ -28,13 +37,14 @@ def process_count(accelerator: Any, devices: Any) -> int:
             "install a build of PyTorch that fits the GPU"
         )
     on_gpus = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
-    if isinstance(devices, str) and "," in devices:
-        devices = [int(d) for d in devices.split(",") if d.strip()]
-    if isinstance(devices, list | tuple):
-        return len(devices)
     if devices in ("auto", -1, "-1"):
         return max(gpus, 1) if on_gpus else 1
-    count = int(devices)
+    try:
+        if isinstance(devices, str) and "," in devices:
+            devices = [int(d) for d in devices.split(",") if d.strip()]
+        count = len(devices) if isinstance(devices, list | tuple) else int(devices)
+    except ValueError:
+        count = 0
     if count < 1 or (on_gpus and count > gpus):
         available = f"1 to {gpus}, the GPUs of this machine" if on_gpus else "1 or more"
         raise UserError(f"trainer.devices is {devices}: use {available}")
@@ -45,9 +55,11 @@ def strategy_for(strategy: Any, accelerator: Any, devices: Any, num_nodes: int) 
     """The strategy that ``auto`` should mean: several processes step one level at a time.
 
     Raises:
-        UserError: for another strategy. Plain ``ddp`` expects every loss to reach every parameter, which is
-            silently wrong here.
+        UserError: for devices or nodes that cannot be, and for another strategy. Plain ``ddp`` expects every
+            loss to reach every parameter, which is silently wrong here.
     """
+    if num_nodes < 1:
+        raise UserError(f"trainer.num_nodes is {num_nodes}: use 1 or more")
     here = process_count(accelerator, devices)
     _check_launcher(here, num_nodes)
     right = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters") is True
@@ -73,3 +85,29 @@ def _check_launcher(devices: int, num_nodes: int) -> None:
             f"{who} started {there} process(es), but trainer.devices x trainer.num_nodes is {devices} x "
             f"{num_nodes}: set them to the processes a node and the number of nodes"
         )
+
+
+def launches(trainer: pl.Trainer) -> bool:
+    """Whether this process starts the others, which torchrun and srun do elsewhere."""
+    launcher = trainer.strategy.launcher
+    return (
+        isinstance(launcher, _SubprocessScriptLauncher)
+        and not launcher.cluster_environment.creates_processes_externally
+    )
+
+
+def end_with_the_first(trainer: pl.Trainer) -> None:
+    """Call it once there is a trainer: a process that the first one launches ends when that one is gone.
+
+    Otherwise it would wait for half an hour if the first one is killed before the two are connected.
+    """
+    if launches(trainer):
+        os.environ[_FIRST] = str(os.getpid())  # inherited
+    elif not is_first_process() and (first := os.environ.pop(_FIRST, "")):
+        threading.Thread(target=_end_without, args=(int(first),), daemon=True).start()
+
+
+def _end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

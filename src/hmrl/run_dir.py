@@ -18,9 +18,19 @@ def checkpoint_dir(run_dir: str | Path) -> str:
 
 def newest_checkpoint(run_dir: str | Path) -> Path | None:
     """What a run continues from: ``last.ckpt``, or what a SLURM requeue saved after it; None if nothing."""
-    found = [Path(checkpoint_dir(run_dir)) / "last.ckpt", *Path(run_dir).glob("hpc_ckpt_*.ckpt")]
-    found = [path for path in found if path.is_file() and not path.name.endswith(".weights.ckpt")]
+    found = [Path(checkpoint_dir(run_dir)) / "last.ckpt", *_requeue_checkpoints(run_dir)]
+    found = [path for path in found if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def was_requeued(run_dir: str | Path) -> bool:
+    """Whether SLURM has requeued the run in ``run_dir``, so that the same command continues it."""
+    return bool(_requeue_checkpoints(run_dir))
+
+
+def _requeue_checkpoints(run_dir: str | Path) -> list[Path]:
+    found = Path(run_dir).glob("hpc_ckpt_*.ckpt")
+    return [path for path in found if not path.name.endswith(".weights.ckpt")]
 
 
 def continues(run_dir: str | Path, ckpt_path: str | Path | None) -> bool:

@@ -19,7 +19,7 @@ from hmrl.callbacks import (
 )
 from hmrl.checkpoint import AtomicCheckpointIO, env_steps_of, load
 from hmrl.csv_logger import ContinuedCSVLogger
-from hmrl.processes import strategy_for
+from hmrl.processes import end_with_the_first, strategy_for
 from hmrl.run_dir import checkpoint_dir, continues
 
 # One epoch is one iteration and the budget ends the run; the sanity check would step environments.
@@ -94,4 +94,6 @@ def make_trainer(
         options.get("devices", "auto"),
         options.get("num_nodes", 1),
     )
-    return pl.Trainer(callbacks=[*ours, *(callbacks or [])], **options)
+    trainer = pl.Trainer(callbacks=[*ours, *(callbacks or [])], **options)
+    end_with_the_first(trainer)
+    return trainer

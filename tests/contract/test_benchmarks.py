@@ -92,7 +92,7 @@ def test_impossible_environments_are_refused(envs_per_family: int, world_size: i
 
 def _attached(data: MetaWorldDataModule) -> MetaWorldDataModule:
     """The data module as inside a trainer whose module acts at random."""
-    module = SimpleNamespace(policy=RandomAgent(), acting=Acting(), device=torch.device("cpu"))
+    module = SimpleNamespace(policy=RandomAgent(), acting=Acting(), device=torch.device("cpu"), iteration=0)
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
     return data
 
@@ -111,6 +111,7 @@ def test_training_simulates_training_families_only(monkeypatch: pytest.MonkeyPat
             assert batch.rollout.families == data.benchmark.train
             assert batch.rollout.split == "train"
             assert batch.rollout.family.tolist() == list(range(10))
+        data.trainer.lightning_module.iteration += 1  # type: ignore[union-attr]
     names = {"".join(part.capitalize() for part in f.split("-")): f for f in all_families()}
     asked = [names[task.removeprefix("MetaWorld/").removesuffix("-v3")] for task in made]
     assert sorted(asked) == sorted(data.benchmark.train)

@@ -1,4 +1,4 @@
-"""The command line: complete configurations, overlays, mistakes in one sentence, budgets."""
+"""The command line: complete configurations, overlays, faults, budgets. Mistakes are in test_bad_input.py."""
 
 from __future__ import annotations
 
@@ -127,121 +127,7 @@ def test_the_permuted_overlay_evaluates_each_permutation(
     }
 
 
-# --- mistakes ------------------------------------------------------------------------------------
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The message of a command that exits with code 2, without a traceback."""
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    assert exit_.value.code == 2
-    output = capsys.readouterr()
-    assert "Traceback" not in output.out + output.err
-    return output.err
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--model.ppo.epoch", "3"),  # the beginning of one
-        ("--model.ppo.lr", "3"),
-        ("--modell.decision_interval", "3"),
-        ("--data.env_per_family", "3"),
-    ],
-)
-def test_an_unknown_key_on_the_command_line_is_named(
-    arguments: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = refused(capsys, "fit", *TINY, "--run_dir", str(tmp_path / "run"), *arguments)
-    assert arguments[0] in message
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "key"),
-    [
-        ("model: {ppo: {epoch: 3}}", "epoch"),
-        ("model: {task_encoder: {categorys: 3}}", "categorys"),
-        ("data: {validation: {goal: 3}}", "goal"),
-        ("budgett: {env_steps: 3}", "budgett"),
-    ],
-)
-def test_an_unknown_key_in_a_file_is_named(
-    content: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "overlay.yaml").write_text(content)
-    overlay = ("--config", str(tmp_path / "overlay.yaml"))
-    message = refused(capsys, "fit", *TINY, *overlay, "--run_dir", str(tmp_path / "run"))
-    assert key in message
-    assert not (tmp_path / "run").exists()
-
-
-WRONG = {
-    "--model.task_encoder.categories 0": "model.task_encoder.categories is 0, but it must be at least 1",
-    "--model.task_encoder.dropout 1": "model.task_encoder.dropout is 1.0, but it must be in [0, 1)",
-    "--model.macro_vae.n 0": "model.macro_vae.n is 0, but it must be at least 1",
-    "--model.actor_critic.log_std_range [1,0]": "model.actor_critic.log_std_range",
-    "--model.ppo.epochs 0": "model.ppo.epochs is 0, but it must be at least 1",
-    "--model.decision_interval 0": "model.decision_interval is 0, but it must be at least 1",
-    "--budget.env_steps 0": "budget.env_steps is 0, but it must be at least 1",
-    "--last_checkpoint.every_n_iterations 0": "last_checkpoint.every_n_iterations is 0",
-    "--data.benchmark ML1 --data.train_families [reech]": "unknown Meta-World family 'reech'",
-    "--data.benchmark ML1": "benchmark ML1 wants exactly one family",
-    "--data.validation.goals 7 --data.validation.envs_per_family 5": "7 evaluation goals do not divide over",
-    "--data.test.goals 3": "3 evaluation goals do not divide over",
-    "--data.goals_per_family 0": "data.goals_per_family is 0",
-    "--data.replay_trajectories 0": "data.replay_trajectories is 0",
-    "--data.envs_per_family 0": "data.envs_per_family is 0",
-    "--data.horizon 0": "data.horizon is 0",
-    "--data.horizon 501": "data.horizon is 501",
-    "--ckpt_path nowhere.ckpt": "there is no checkpoint at nowhere.ckpt",
-}
-
-
-@pytest.mark.parametrize("options", WRONG)
-def test_a_wrong_value_is_one_sentence(
-    options: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_dir = tmp_path / "run"
-    message = refused(capsys, "fit", *TINY, "--run_dir", str(run_dir), *options.split())
-    (sentence,) = [line for line in message.splitlines() if line.startswith("hmrl: error: ")]
-    assert WRONG[options] in sentence
-    assert not run_dir.exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
-        (("--model.ppo.gamma", "much"), "model.ppo.gamma"),
-        (("--model.acting.action", "guess"), "model.acting.action"),
-        (("--data.backend", "mujoco"), "data.backend"),
-        (("--config", "nowhere.yaml"), "nowhere.yaml"),
-    ],
-)
-def test_a_value_of_the_wrong_type_names_its_key(
-    options: tuple[str, str], names: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = refused(capsys, "fit", *TINY, "--run_dir", str(tmp_path / "run"), *options)
-    assert names in message
-    assert not (tmp_path / "run").exists()
-
-
-def test_environments_that_do_not_divide_over_processes_are_refused_before_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Evaluation's, too: not first at the evaluation, iterations later."""
-    two = ("fit", *TINY, "--run_dir", str(tmp_path / "run"), "--trainer.devices", "2")
-    message = refused(capsys, *two)
-    assert "data.validation.envs_per_family is 1, which does not divide over 2 processes" in message
-    message = refused(capsys, *two, "--data.envs_per_family", "3", "--data.validation.envs_per_family", "2")
-    assert "data.envs_per_family is 3, which does not divide over 2 processes" in message
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("command", ["test", "validate"])
-def test_evaluation_without_a_checkpoint_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    message = refused(capsys, command, *TINY)
-    assert f"hmrl: error: hmrl {command} needs --ckpt_path" in message
+# --- faults --------------------------------------------------------------------------------------
 
 
 def test_a_genuine_fault_keeps_its_traceback(

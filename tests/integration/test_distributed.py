@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import shutil
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from integration.runs import assert_same, read_rows
-from integration.toy import STEPS
+from hmrl.replay import TrajectoryReplay
+from hmrl.types import Trajectories
+from integration.launch import run_script, still_running
+from integration.runs import Run, assert_same, fit, fit_iterations, read_rows
+from integration.toy import STEPS, toy_data
+from integration.two_processes import States
 
 Ranks = list[dict[str, Any]]
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.run(
-        [sys.executable, str(TESTS / "integration" / "two_processes.py"), str(folder)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr[-4000:]
+    torch.set_num_threads(1)
+    fit_iterations(folder / "one", 3, limit_val_batches=0)
+    shutil.copytree(folder / "one", folder / "from one")  # for two to continue
+    said = run_script("two_processes.py", str(folder)).out
+    (folder / "said").write_text(said)
+    assert not still_running(folder)
     return folder
 
 
@@ -46,12 +45,28 @@ def test_the_automatic_strategy_expects_one_level_at_a_time(ranks: Ranks) -> Non
         assert options["find_unused_parameters"] is True
 
 
-def test_weights_buffers_and_optimizers_are_equal(ranks: Ranks) -> None:
-    first, second = (rank["straight"] for rank in ranks)
-    assert_same(first["state"], second["state"])
+@pytest.mark.parametrize(("run", "iterations"), [("straight", 2), ("noisy", 3), ("from one", 1)])
+def test_weights_buffers_and_optimizers_are_equal_after_every_iteration(
+    run: str, iterations: int, ranks: Ranks
+) -> None:
+    first, second = (rank[run] for rank in ranks)
+    assert len(first["left"]) == len(second["left"]) == iterations
+    for a, b in zip(first["left"], second["left"], strict=True):
+        assert_same(a["state"], b["state"])
+        assert_same(a["optimizers"], b["optimizers"])
+        assert all(
+            state["state"] for state in a["optimizers"]
+        )  # Adam's moments: there is something to compare
+    assert_same(first["state"], second["state"])  # in the end
     assert_same(first["optimizers"], second["optimizers"])
     assert first["checksums"] == second["checksums"]
-    assert len(set(first["checksums"])) == 2  # both updates changed something
+    assert len(set(first["checksums"])) == iterations  # each changed something
+
+
+def test_processes_share_a_gradient_steps_episodes_out(ranks: Ranks) -> None:
+    """``trajectories`` is 6: over all processes. Two levels, two updates each, two iterations."""
+    for rank in ranks:
+        assert rank["straight"]["sampled"] == [3] * 8
 
 
 def test_environment_steps_count_both_processes(ranks: Ranks, folder: Path) -> None:
@@ -112,3 +127,98 @@ def test_a_resumed_run_is_the_straight_one_on_both(ranks: Ranks, folder: Path) -
             assert_same(rank["resumed"][key], rank["straight"][key], key)
     assert not torch.equal(ranks[0]["straight"]["replay"]["action"], ranks[1]["straight"]["replay"]["action"])
     assert read_rows(folder / "resumed") == read_rows(folder / "straight")
+
+
+# --- another number of processes -------------------------------------------------------------------
+
+
+def episodes(*replays: dict[str, Any]) -> list[bytes]:
+    """Every episode of some replays, as a sorted list of all its bytes."""
+    names = [f.name for f in fields(Trajectories)]
+    return sorted(
+        b"".join(replay[name][slot].numpy().tobytes() for name in names)
+        for replay in replays
+        for slot in range(replay["size"])
+    )
+
+
+def newest(replay: dict[str, Any], count: int) -> dict[str, Any]:
+    """The last ``count`` episodes of one."""
+    kept = TrajectoryReplay(count)
+    kept.load_state_dict(replay)
+    return kept.state_dict()
+
+
+def assert_loaded(loaded: dict[str, Any], checkpoint: dict[str, Any]) -> None:
+    """Everything but the replay is the checkpoint's, bit by bit."""
+    assert_same(loaded["state"], dict(checkpoint["state_dict"]))
+    assert_same(loaded["optimizers"], checkpoint["optimizer_states"])
+    assert len(loaded["optimizers"]) == 4
+    assert {"env_steps", "iteration", "policy.observation_moments.mean"} <= loaded["state"].keys()
+
+
+@pytest.fixture(scope="module")
+def by_one(folder: Path) -> tuple[Run, dict[str, Any]]:
+    """What two processes have trained, continued by one for an iteration."""
+    shutil.copytree(folder / "straight", folder / "from two")
+    states = States()
+    run = fit(
+        folder / "from two",
+        3 * STEPS,
+        resume=True,
+        callbacks=[states],
+        limit_val_batches=0,
+        data=toy_data(),
+    )
+    return run, states.loaded
+
+
+def test_one_process_continues_two(by_one: tuple[Run, dict[str, Any]], ranks: Ranks, folder: Path) -> None:
+    run, loaded = by_one
+    checkpoint = torch.load(folder / "straight" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert_loaded(loaded, checkpoint)
+    replays = [rank["straight"]["replay"] for rank in ranks]
+    assert [replay["size"] for replay in replays] == [20, 20]
+    assert episodes(loaded["replay"]) == episodes(*replays)
+    assert len(set(episodes(loaded["replay"]))) == 40
+    assert run.recorder.env_steps == [3 * STEPS]
+    assert run.data.replay.size == 50
+    # Ten are forgotten, the oldest of both: of each its first five.
+    kept = [newest(replay, 15) for replay in replays]
+    assert set(episodes(*kept)) < set(episodes(run.data.replay.state_dict()))
+
+
+def test_two_processes_continue_one(ranks: Ranks, folder: Path) -> None:
+    """Whose replay had overflowed: its oldest episode is in the middle."""
+    checkpoint = torch.load(folder / "one" / "checkpoints" / "last.ckpt", weights_only=True)
+    (replay,) = checkpoint["ToyDataModule"]["replays"]
+    assert (replay["size"], replay["next"]) == (50, 10)
+    for rank in ranks:
+        assert_loaded(rank["from one"]["loaded"], checkpoint)
+        assert rank["from one"]["env_steps"] == [4 * STEPS]
+    shares = [rank["from one"]["loaded"]["replay"] for rank in ranks]
+    assert [share["size"] for share in shares] == [25, 25]
+    assert episodes(*shares) == episodes(replay)
+    assert len(set(episodes(replay))) == 50
+    # Each has collected ten since: the older twenty are forgotten, ten of each.
+    left = [rank["from one"]["replay"] for rank in ranks]
+    assert [share["size"] for share in left] == [25, 25]
+    assert set(episodes(newest(replay, 30))) < set(episodes(*left))
+
+
+def test_it_is_said_once_that_such_a_run_is_not_bit_equal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = (folder / "said").read_text()
+    words = "the checkpoint was written by 1 process(es) and is continued by 2"
+    assert said.count(words) == said.count("not be bit-equal") == 1  # not in the run of two continued by two
+    state = {"replays": [TrajectoryReplay(3).state_dict() for _ in range(2)]}
+    toy_data().load_state_dict(state)
+    assert "written by 2 process(es) and is continued by 1" in capsys.readouterr().out
+
+
+def test_a_smaller_replay_keeps_the_newest_episodes_of_all_processes(ranks: Ranks) -> None:
+    replays = [rank["straight"]["replay"] for rank in ranks]
+    data = toy_data(replay_trajectories=12)
+    data.load_state_dict({"replays": replays})
+    assert episodes(data.replay.state_dict()) == episodes(*(newest(replay, 6) for replay in replays))

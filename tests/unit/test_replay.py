@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from hmrl.replay import TrajectoryReplay
+from hmrl.replay import TrajectoryReplay, deal
 from hmrl.types import Rollout, Trajectories
 
 from .helpers import A, S, T, random_rollout
@@ -152,3 +153,87 @@ def test_a_replay_of_another_capacity_takes_over_the_newest_episodes(capacity: i
     assert contents(replay) == list(range(8 - min(capacity, 5), 8))
     replay.append(numbered(8, 2))
     assert contents(replay) == list(range(10 - min(capacity, 7), 10))
+
+
+# --- dealt out to another number of processes -----------------------------------------------------
+
+
+def shares(world_size: int, *replays: TrajectoryReplay) -> list[dict[str, Any]]:
+    states = [replay.state_dict() for replay in replays]
+    return [deal(states, rank, world_size) for rank in range(world_size)]
+
+
+def of_rank(rank: int, capacity: int, *counts: int) -> TrajectoryReplay:
+    """Episodes are numbered from 100 times the rank on."""
+    replay, first = TrajectoryReplay(capacity), 100 * rank
+    for count in counts:
+        replay.append(numbered(first, count))
+        first += count
+    return replay
+
+
+WRAPPED = (5, 4, 4)  # holds 3..7, of which the oldest is in slot 3
+
+
+def numbers(share: dict[str, Any]) -> list[int]:
+    return share["family"].tolist() if share["size"] else []
+
+
+@pytest.mark.parametrize(
+    ("world_size", "replays", "expected"),
+    [
+        (1, [(9, 3), (9, 3)], [[0, 100, 1, 101, 2, 102]]),
+        (1, [WRAPPED, WRAPPED], [[3, 103, 4, 104, 5, 105, 6, 106, 7, 107]]),
+        (2, [(9, 4)], [[0, 2], [1, 3]]),
+        (2, [(9, 5)], [[0, 2, 4], [1, 3]]),
+        (2, [WRAPPED], [[3, 5, 7], [4, 6]]),
+        (3, [WRAPPED, WRAPPED], [[3, 104, 6, 107], [103, 5, 106], [4, 105, 7]]),
+        (3, [(9, 4), (9, 4)], [[0, 101, 3], [100, 2, 103], [1, 102]]),
+        (2, [(9, 2), (9, 1), (9, 1)], [[0, 100], [1, 200]]),  # what is newest is equally old
+        (3, [(9, 2)], [[0], [1], []]),
+        (2, [(9,), (9, 3)], [[100, 102], [101]]),
+        (1, [(9,), (9,)], [[]]),
+        (3, [(9,)], [[], [], []]),
+    ],
+    ids=str,
+)
+def test_every_episode_is_dealt_to_one_process_oldest_first(
+    world_size: int, replays: list[tuple[int, ...]], expected: list[list[int]]
+) -> None:
+    dealt = shares(world_size, *(of_rank(rank, *filling) for rank, filling in enumerate(replays)))
+    assert [numbers(share) for share in dealt] == expected
+    for share in dealt:
+        assert share["size"] == share["next"] == len(numbers(share))
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_that_cannot_hold_all_keep_the_newest(world_size: int, capacity: int) -> None:
+    """And go on forgetting the oldest."""
+    dealt = shares(world_size, of_rank(0, *WRAPPED), of_rank(1, *WRAPPED))
+    in_order = [3, 103, 4, 104, 5, 105, 6, 106, 7, 107]
+    kept: list[int] = []
+    for rank, share in enumerate(dealt):
+        replay = TrajectoryReplay(capacity)
+        replay.load_state_dict(share)
+        held = contents(replay)
+        kept += held
+        replay.append(numbered(900 + rank, 1))
+        oldest_first = [n for n in in_order if n in held]
+        forgotten = 1 if len(held) == capacity else 0
+        assert contents(replay) == sorted([*oldest_first[forgotten:], 900 + rank])
+    assert sorted(kept) == sorted(in_order[-world_size * capacity :])
+
+
+def test_a_dealt_episode_is_whole() -> None:
+    (share,) = shares(1, of_rank(0, *WRAPPED), of_rank(1, 9, 3))
+    replay = TrajectoryReplay(20)
+    replay.load_state_dict(share)
+    sample = replay.sample(20)
+    number = sample.family.float()
+    assert len(number) == 8
+    time = 100.0 * torch.arange(T + 1).unsqueeze(1)
+    assert torch.equal(sample.observation, (number + time).unsqueeze(-1).expand(-1, -1, S))
+    assert torch.equal(sample.action, number.expand(T, -1).unsqueeze(-1).expand(-1, -1, A))
+    assert torch.equal(sample.macro_action, -sample.action)
+    assert torch.equal(sample.reward, number + time[:T])

@@ -24,7 +24,7 @@ class EnvStepBudget(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """A resumed run that has spent its budget trains no more, and says so."""
         self._check(trainer, pl_module)
-        if trainer.should_stop and trainer.is_global_zero:
+        if int(pl_module.env_steps) >= self.env_steps and trainer.is_global_zero:
             print(
                 f"the budget of {self.env_steps:,} environment steps is spent "
                 f"({int(pl_module.env_steps):,} taken): raise budget.env_steps to train on"

@@ -30,8 +30,9 @@ class GracefulStop(pl.Callback):
     """Ends training after the iteration in which any rank was sent SIGTERM or Ctrl-C.
 
     Lightning's own SIGTERM handler talks to the other ranks from inside the handler, which can hang; this
-    one only sets a flag, and ranks agree on it between iterations. A second Ctrl-C aborts at once. SLURM's
-    requeue signal is Lightning's to handle, but between two iterations, where a checkpoint is whole.
+    one takes its place, only sets a flag, and ranks agree on it between iterations. A second Ctrl-C aborts
+    at once. SLURM's requeue signal is Lightning's to handle, but between two iterations, where a checkpoint
+    is whole.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,7 @@ class GracefulStop(pl.Callback):
         self._requeue_asked = False
         self._requeue: Any = None  # Lightning's handler
         self._stopped = False
+        self._before: dict[int, Any] = {}  # the handlers that were there
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and self._asked is signal.SIGINT:
@@ -52,10 +54,21 @@ class GracefulStop(pl.Callback):
     def _handle_requeue(self, signum: int, frame: FrameType | None) -> None:
         self._requeue_asked = True
 
-    def _listen(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for signum in _STOP:
-                signal.signal(signum, self._handle)
+    def _listen(self, trainer: pl.Trainer) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        connector: Any = trainer._signal_connector
+        connector.register_signal_handlers = lambda: None
+        handlers: dict[int, Any] = dict.fromkeys(_STOP, self._handle)
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue = connector._slurm_sigusr_handler_fn
+            handlers[environment.requeue_signal or signal.SIGUSR1] = self._handle_requeue
+        self._before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+
+    def _hear_no_more(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     # --- Lightning -------------------------------------------------------------------------------
 
@@ -63,29 +76,19 @@ class GracefulStop(pl.Callback):
         """From here on, all ranks have started and a signal stops the run in order."""
         if stage == "fit":
             self._asked, self._requeue_asked, self._stopped = None, False, False
-            self._listen()
+            self._listen(trainer)
             hold_signals(False)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Lightning is about to register its handlers: what comes now waits until they are replaced."""
-        hold_signals(True)
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Signals are the caller's again."""
+        self._hear_no_more()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Replace Lightning's handlers."""
-        self._listen()
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            signum = environment.requeue_signal
-            if signum is not None and callable(handler := signal.getsignal(signum)):
-                self._requeue = handler
-                signal.signal(signum, self._handle_requeue)
-        hold_signals(False)
+        """Collective. Ranks agree whether to begin at all."""
         self._agree(trainer)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Collective. Ranks agree whether to stop after this iteration."""
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Collective. Ranks agree whether to stop after this iteration, its evaluation included."""
         self._agree(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -95,14 +98,19 @@ class GracefulStop(pl.Callback):
             with between_epochs(trainer):
                 self._requeue(signal.SIGUSR1, None)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Collective. Both may have come in one iteration."""
+        if self._stopped:
+            self.on_train_epoch_start(trainer, pl_module)
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Say how to continue."""
         if not (self._stopped and trainer.is_global_zero):
             return
         steps, callbacks = int(pl_module.env_steps), trainer.callbacks  # type: ignore[attr-defined]
-        saved = [c for c in callbacks if isinstance(c, LastCheckpoint)]
+        saved = [c.path for c in callbacks if isinstance(c, LastCheckpoint) and c.path.is_file()]
         if steps and saved:
-            where = f"{saved[0].path} holds them: continue with --ckpt_path last"
+            where = f"{saved[0]} holds them: continue with --ckpt_path last"
         else:
             where = "start it again with the same command"
         print(f"stopped as asked after {steps:,} environment steps; {where}")
@@ -113,6 +121,7 @@ class GracefulStop(pl.Callback):
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher) and not isinstance(exception, SharedError):
             launcher.kill(signal.SIGKILL)
+        self._hear_no_more()
 
     def _agree(self, trainer: pl.Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):

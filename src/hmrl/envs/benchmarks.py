@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -89,36 +89,42 @@ def benchmark(name: BenchmarkName, train: Sequence[str] = (), test: Sequence[str
     """
     from metaworld import env_dict
 
+    if name not in (known := get_args(BenchmarkName)):
+        raise UserError(f"data.benchmark is {name!r}, but it must be one of {', '.join(known)}")
     train, test = [short_name(f) for f in train], [short_name(f) for f in test]
-    for family in [*train, *test]:
-        if family not in all_families():
-            raise UserError(
-                f"unknown Meta-World family {family!r}; the families are {', '.join(all_families())}"
-            )
+    given = {"data.train_families": train, "data.test_families": test}
+    for key, names in given.items():
+        for family in names:
+            if family not in all_families():
+                raise UserError(
+                    f"{key} names {family!r}, which is no family of Meta-World: use some of "
+                    f"{', '.join(all_families())}"
+                )
+            if names.count(family) > 1:
+                raise UserError(f"{key} names {family!r} twice: name each family once")
     if name == "ML1":
         if len(train) != 1 or (test and test != train):
             raise UserError(
-                "benchmark ML1 wants exactly one family in data.train_families and none in "
-                f"data.test_families; got {train} and {test}"
+                "data.benchmark ML1 wants exactly one family in data.train_families and none in "
+                f"data.test_families, but they are {train} and {test}"
             )
         return Benchmark(name, (train[0],), (train[0],))
     if name == "custom":
-        if not train or not test:
+        for key, names in given.items():
+            if not names:
+                raise UserError(f"{key} is [], but data.benchmark custom wants one or more families there")
+        if both := sorted(set(train) & set(test)):
             raise UserError(
-                "benchmark custom wants families in both data.train_families and data.test_families"
+                f"data.test_families names {', '.join(both)}, which data.train_families names, too: "
+                "test families must be held out"
             )
-        if twice := sorted(set(train) & set(test)):
-            raise UserError(
-                f"families in both train and test: {', '.join(twice)}; test families must be held out"
-            )
-        for which, names in (("train", train), ("test", test)):
-            if len(set(names)) != len(names):
-                raise UserError(f"data.{which}_families names a family twice: {', '.join(names)}")
         return Benchmark(name, tuple(train), tuple(test))
-    if train or test:
-        raise UserError(
-            f"benchmark {name} has its own families; use benchmark custom (or ML1) to choose them"
-        )
+    for key, names in given.items():
+        if names:
+            raise UserError(
+                f"{key} is {names}, but data.benchmark {name} has its own families: leave it empty, or "
+                "choose families with data.benchmark custom (or ML1)"
+            )
     splits = getattr(env_dict, f"{name}_V3")
     return Benchmark(
         name,

@@ -1,0 +1,233 @@
+"""Learning from the same episodes in one process and in two; run as a script, it is one of two."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+import hmrl.module
+from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
+from hmrl.datamodule import EvaluationConfig
+from hmrl.distributed import rank_and_world_size
+from hmrl.losses import ppo_samples
+from hmrl.module import HierarchicalMetaRL
+from hmrl.rollout import collect, seeded
+from hmrl.types import Rollout, UserError
+from integration.runs import fit
+from integration.toy import STEPS, ToyDataModule, ToyEnvs, tiny_module, toy_data
+
+ENVS = 4  # a family, over all processes
+ITERATIONS = 2  # in the first, the normaliser has seen nothing yet
+EPOCHS = 3
+# Adam makes a step of any gradient, however small: with steps, rounding would move weights apart. Without,
+# every gradient is taken at the same weights, those of the beginning.
+NO_STEP = {"lr": 1e-30, "weight_decay": 0.0, "max_grad_norm": 1e9}
+EVERYTHING = 10_000  # replayed episodes
+
+
+class FixedRollouts(ToyDataModule):
+    """Every process acts in all environments and keeps the episodes of its own.
+
+    So the episodes, and what was drawn when acting, are the same whatever the number of processes.
+
+    Args:
+        kl: of each process, how far the log-probabilities that acted are moved from those that were.
+    """
+
+    kl: tuple[float, ...] = (0.0, 0.0)
+
+    def make_envs(self, backend: Any, goals: Any, envs_per_family: int) -> Any:
+        names = self.benchmark.families(goals.split)
+        families = [family for family in names for _ in range(envs_per_family)]
+        slots = [slot for _ in names for slot in range(envs_per_family)]
+        return ToyEnvs(families, goals, slots, envs_per_family, self.horizon, self.episodes)
+
+    def _collect(
+        self, envs: Any, key: tuple[int, ...], episode: int, acting: Any, split: Any, mode: str
+    ) -> Rollout:
+        rank, world_size = rank_and_world_size()
+        with seeded(self.seed, *key):
+            rollout = collect(
+                envs,
+                self._module.policy,
+                episode=episode,
+                acting=acting,
+                families=self.benchmark.families(split),
+                split=split,
+                mode=mode,
+            )
+            # As if the policy had moved since: ratios are not one, and some are clipped.
+            log_prob = rollout.log_prob + 0.2 * torch.randn_like(rollout.log_prob) + self.kl[rank]
+        rollout = replace(rollout, log_prob=log_prob)
+        slot = torch.arange(len(envs.families)) % ENVS
+        return columns(rollout, slot // (ENVS // world_size) == rank)
+
+
+def columns(rollout: Rollout, chosen: Tensor) -> Rollout:
+    """The episodes that ``chosen`` ``[B]`` marks."""
+    values = {k: v for k, v in vars(rollout).items() if isinstance(v, Tensor)}
+    picked = {k: v[chosen] if v.dim() == 1 else v[:, chosen] for k, v in values.items()}
+    share = rollout.env_steps * int(chosen.sum()) // len(chosen)
+    return replace(rollout, **picked, env_steps=share)
+
+
+def noise_of_the_sample(self: Normal, sample_shape: Any = ()) -> Tensor:
+    """``Normal.rsample`` with noise that is a function of the mean.
+
+    The real one is drawn in the order of a batch, which is not the same in one process and in two.
+    """
+    loc = self.loc.detach()
+    return self.loc + self.scale * 2 * torch.sin(7 * loc + torch.arange(loc.shape[-1]))
+
+
+class Learning(pl.Callback):
+    """The first gradient of each level in each iteration, and how many steps there were."""
+
+    def __init__(self) -> None:
+        self.steps: Counter[str] = Counter()
+        self.gradients: list[dict[str, list[Tensor]]] = []
+        self.states: list[dict[str, Tensor]] = []
+        self.metrics: list[dict[str, float]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.gradients.append({})
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        level = list(pl_module._rates())[trainer.optimizers.index(optimizer)]
+        self.steps[level] += 1
+        parameters = pl_module.policy.get_submodule(level).parameters()
+        self.gradients[-1].setdefault(level, [p.grad.clone() for p in parameters])
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.states.append({k: v.clone() for k, v in pl_module.state_dict().items()})
+        self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+def module_for(data: Any, categorical: Any, target_kl: float | None) -> HierarchicalMetaRL:
+    """The default losses; small networks, and beliefs that differ between contexts, as fresh ones do not."""
+    torch.manual_seed(5)
+    module = tiny_module(
+        data,
+        task_encoder=TaskEncoderConfig(
+            categories=3,
+            hidden=8,
+            embedding_hidden=(8, 4, 4),
+            head_hidden=(8,),
+            categorical=categorical,
+            updates=1,
+            trajectories=EVERYTHING,
+            **NO_STEP,
+        ),
+        macro_vae=MacroVAEConfig((8,), (8,), n=2, updates=1, trajectories=EVERYTHING, **NO_STEP),
+        actor_critic=ActorCriticConfig((8,), (8,)),
+        ppo=PPOConfig(
+            epochs=EPOCHS,
+            minibatches=1,
+            target_kl=target_kl,
+            actor_lr=1e-30,
+            critic_lr=1e-30,
+            max_grad_norm=1e9,
+        ),
+    )
+    policy = module.policy
+    assert policy.task_encoder is not None
+    assert policy.macro_vae is not None
+    for part in (policy.task_encoder.head, policy.macro_vae.encoder, policy.actor, policy.critic):
+        last = [m for m in part.modules() if isinstance(m, nn.Linear)][-1]
+        nn.init.normal_(last.weight, std=0.5)
+    return module
+
+
+def learn(
+    folder: Path,
+    devices: int,
+    categorical: str = "information",
+    target_kl: float | None = None,
+    kl: tuple[float, ...] = (0.0, 0.0),
+) -> dict[str, Any]:
+    """A real fit, and what each level learnt from."""
+    data = toy_data(
+        FixedRollouts,
+        envs_per_family=ENVS,
+        replay_trajectories=EVERYTHING,
+        validation=EvaluationConfig(2, 2),  # not used, but it must divide
+    )
+    data.kl = kl
+    advantages: list[Tensor] = []
+
+    def recorded(policy: Any, rollout: Any, *arguments: Any) -> Any:
+        samples, metrics = ppo_samples(policy, rollout, *arguments)
+        advantages.append(samples["advantage"].reshape(rollout.reward.shape))
+        return samples, metrics
+
+    seen = Learning()
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(hmrl.module, "ppo_samples", recorded))
+        patches.enter_context(patch.object(Normal, "rsample", noise_of_the_sample))
+        run = fit(
+            folder,
+            ITERATIONS * STEPS * 2,
+            data=data,
+            module=module_for(data, categorical, target_kl),
+            callbacks=[seen],
+            devices=devices,
+            limit_val_batches=0,
+        )
+    assert len(seen.states) == ITERATIONS
+    return {
+        "gradients": seen.gradients,
+        "steps": dict(seen.steps),
+        "states": seen.states,
+        "metrics": seen.metrics,
+        "advantages": advantages,
+        "rewards": [rollout.reward for rollout in run.recorder.rollouts],
+    }
+
+
+# Log-probabilities moved by c give a KL of e^-c - 1 + c to the one process, 0.37 here, and to the mean half.
+APART = {"kl": (0.0, 1.0)}
+KL_ALONE, KL_BOTH = 0.3, 0.1
+RUNS: dict[str, dict[str, Any]] = {
+    "information": {},
+    "marginal": {"categorical": "marginal"},
+    "conditional": {"categorical": "conditional"},
+    "one would stop": {"target_kl": KL_ALONE, **APART},
+    "one would not": {"target_kl": KL_BOTH, **APART},
+}
+
+
+def fail(folder: Path, unlucky: int) -> tuple[str, str]:
+    """A fit in which one rank makes a mistake in the second iteration; what is raised here."""
+    data = toy_data(validation=EvaluationConfig(2, 2))
+
+    def roll_away() -> None:
+        if rank_and_world_size()[0] == unlucky and data._module.iteration == 1:
+            raise UserError(f"the goal of rank {unlucky} has rolled away")
+
+    data.on_training_step = roll_away
+    try:
+        fit(folder, ITERATIONS * STEPS, data=data, devices=2, limit_val_batches=0)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "", "nothing was raised"
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {name: learn(folder / name, 2, **options) for name, options in RUNS.items()}
+    results["failures"] = [fail(folder / f"rank {unlucky} fails", unlucky) for unlucky in (0, 1)]
+    torch.save(results, folder / f"rank{torch.distributed.get_rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,316 @@
+"""Wrong input: one sentence that names the key, the value and what would be right; nothing is written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmrl.cli import HmrlCLI, main
+from integration.conftest import CONFIGS, TINY
+from integration.toy import ToyDataModule
+
+# Options of `hmrl fit`, and what the sentence must say: the key, the value, what would be right.
+OPTIONS = [
+    # families
+    ("--data.benchmark ML11", "data.benchmark", "ML11", "one of ML1, ML10, ML25, ML45, custom"),
+    ("--data.benchmark ''", "data.benchmark", "''", "one of ML1, ML10, ML25, ML45, custom"),
+    ("--data.benchmark ML1", "data.train_families", "[]", "exactly one family"),
+    (
+        "--data.benchmark ML1 --data.train_families [reech]",
+        "data.train_families",
+        "'reech'",
+        "some of assembly,",
+    ),
+    (
+        "--data.benchmark custom --data.train_families [reach] --data.test_families [pusch]",
+        *("data.test_families", "'pusch'", "some of assembly,"),
+    ),
+    (
+        "--data.benchmark custom --data.train_families [reach,push] --data.test_families [push]",
+        *("data.test_families", "push", "test families must be held out"),
+    ),
+    (
+        "--data.benchmark custom --data.train_families [reach,reach] --data.test_families [push]",
+        *("data.train_families", "'reach' twice", "name each family once"),
+    ),
+    (
+        "--data.benchmark custom --data.train_families [reach]",
+        *("data.test_families", "[]", "one or more families"),
+    ),
+    ("--data.train_families [reach]", "data.train_families", "['reach']", "leave it empty, or choose"),
+    ("--data.train_families reach", "data.train_families", "reach", "a list"),
+    # environments and goals
+    ("--data.backend mujoco", "data.backend", "mujoco", "one of envpool, metaworld, metaworld_async"),
+    ("--data.envs_per_family 0", "data.envs_per_family", "0", "1 or more"),
+    ("--data.horizon 0", "data.horizon", "0", "1 to 500"),
+    ("--data.horizon 501", "data.horizon", "501", "1 to 500"),
+    ("--data.replay_trajectories 0", "data.replay_trajectories", "0", "1 or more"),
+    ("--data.goals_per_family 0", "data.goals_per_family", "0", "1 or more, or null"),
+    (
+        "--data.goals_per_family 51 --data.backend metaworld",
+        *("data.goals_per_family", "51", "50 goals a family: use no more"),
+    ),
+    (
+        "--data.test.goals 60 --data.test.backend metaworld",
+        *("data.test.goals", "60", "50 goals a family: use no more"),
+    ),
+    (
+        "--data.validation.goals 7 --data.validation.envs_per_family 5",
+        *("data.validation.goals", "7", "goals that divide over them"),
+    ),
+    ("--data.test.goals 3", "data.test.goals", "3", "goals that divide over them"),
+    ("--data.test.goals 0", "data.test.goals", "0", "use 1 or more"),
+    ("--data.validation.envs_per_family 0", "data.validation.envs_per_family", "0", "use 1 or more"),
+    ("--data.validation.envs_per_family -1", "data.validation.envs_per_family", "-1", "use 1 or more"),
+    # acting
+    ("--model.acting.action guess", "model.acting.action", "guess", "one of sample, mean"),
+    ("--model.acting.permute all", "model.acting.permute", "all", "one of none, task_belief, macro_action"),
+    ("--data.modes {}", "data.modes", "{}", "one or more ways of acting"),
+    ("--data.modes 3", "data.modes", "3", "a mapping of keys to values"),
+    ("--data.modes.sampled.action guess", "data.modes.sampled.action", "guess", "one of sample, mean"),
+    ("--data.modes.sampled.actoin mean", "data.modes.sampled.actoin", "no key", "data.modes.sampled.action"),
+    # task encoder
+    ("--model.task_encoder.categories 0", "model.task_encoder.categories", "0", "at least 1"),
+    ("--model.task_encoder.hidden 0", "model.task_encoder.hidden", "0", "at least 1"),
+    ("--model.task_encoder.cell rnn", "model.task_encoder.cell", "rnn", "one of gru, lstm"),
+    ("--model.task_encoder.dropout 1", "model.task_encoder.dropout", "1.0", "in [0, 1)"),
+    ("--model.task_encoder.temperature 0", "model.task_encoder.temperature", "0.0", "positive"),
+    ("--model.task_encoder.value_coef -1", "model.task_encoder.value_coef", "-1.0", "0 or more"),
+    ("--model.task_encoder.lr nan", "model.task_encoder.lr", "nan", "a number"),
+    ("--model.task_encoder.lr .inf", "model.task_encoder.lr", "inf", "positive and finite"),
+    (
+        "--model.task_encoder.embedding_hidden [0,4,4]",
+        *("model.task_encoder.embedding_hidden", "(0, 4, 4)", "3 widths of at least 1"),
+    ),
+    (
+        "--model.task_encoder.embedding_hidden [4,4]",
+        *("model.task_encoder.embedding_hidden", "[4, 4]", "a list of 3"),
+    ),
+    ("--model.task_encoder fast", "model.task_encoder", "fast", "a mapping of keys to values or null"),
+    # macro-VAE
+    (
+        "--model.macro_vae.goal nonsense",
+        *("model.macro_vae.goal", "nonsense", "one of constant_discretisation, constant_margin, sub_task"),
+    ),
+    (
+        "--model.macro_vae.goal sub_task --model.task_encoder null",
+        *("model.macro_vae.goal", "sub_task", "use constant_discretisation or constant_margin"),
+    ),
+    ("--model.macro_vae.n 0", "model.macro_vae.n", "0", "at least 1"),
+    ("--model.macro_vae.n 1000", "model.macro_vae.n", "1000", "only 7 decisions"),
+    ("--model.macro_vae.n_max 0", "model.macro_vae.n_max", "0", "at least 1"),
+    (
+        "--model.macro_vae.encoder_hidden [-3]",
+        "model.macro_vae.encoder_hidden",
+        "(-3,)",
+        "widths of at least 1",
+    ),
+    (
+        "--model.macro_vae.log_std_range [1,0]",
+        *("model.macro_vae.log_std_range", "(1.0, 0.0)", "a lower and an upper bound"),
+    ),
+    ("--model.macro_vae.kl_coef -1", "model.macro_vae.kl_coef", "-1.0", "0 or more"),
+    ("--model.macro_vae.free_bits -0.5", "model.macro_vae.free_bits", "-0.5", "0 or more"),
+    # low level
+    ("--model.decision_interval 0", "model.decision_interval", "0", "at least 1"),
+    ("--model.decision_interval 14", "model.decision_interval", "14", "at most data.horizon, which is 13"),
+    (
+        "--model.actor_critic.actor_hidden [0]",
+        "model.actor_critic.actor_hidden",
+        "(0,)",
+        "widths of at least 1",
+    ),
+    ("--model.actor_critic.log_std_init .nan", "model.actor_critic.log_std_init", "nan", "finite"),
+    (
+        "--model.actor_critic.log_std_range [1,0]",
+        *("model.actor_critic.log_std_range", "(1.0, 0.0)", "a lower and an upper bound"),
+    ),
+    ("--model.ppo.gamma 0", "model.ppo.gamma", "0.0", "in (0, 1]"),
+    ("--model.ppo.gamma 1.5", "model.ppo.gamma", "1.5", "in (0, 1]"),
+    ("--model.ppo.gamma .nan", "model.ppo.gamma", "nan", "in (0, 1]"),
+    ("--model.ppo.gamma much", "model.ppo.gamma", "much", "a number"),
+    ("--model.ppo.gamma ''", "model.ppo.gamma", "''", "a number"),
+    ("--model.ppo.clip 0", "model.ppo.clip", "0.0", "positive"),
+    ("--model.ppo.epochs 0", "model.ppo.epochs", "0", "at least 1"),
+    ("--model.ppo.minibatches 1000", "model.ppo.minibatches", "1000", "only 140 decisions: use at most that"),
+    ("--model.ppo.advantage all", "model.ppo.advantage", "all", "one of family, batch, none"),
+    ("--model.ppo.reward_scale all", "model.ppo.reward_scale", "all", "one of family, global, log, none"),
+    ("--model.ppo.agreement_bonus -1", "model.ppo.agreement_bonus", "-1.0", "0 or more"),
+    ("--model.ppo.entropy_coef -0.1", "model.ppo.entropy_coef", "-0.1", "0 or more"),
+    ("--model.ppo.actor_lr 0", "model.ppo.actor_lr", "0.0", "positive"),
+    ("--model.ppo.critic_lr -1", "model.ppo.critic_lr", "-1.0", "positive"),
+    ("--model.ppo.weight_decay -1", "model.ppo.weight_decay", "-1.0", "0 or more"),
+    ("--model.ppo.max_grad_norm 0", "model.ppo.max_grad_norm", "0.0", "positive"),
+    # the run
+    ("--seed_everything -1", "seed_everything", "-1", "a whole number from 0 to 4294967295"),
+    ("--seed_everything true", "seed_everything", "true", "a whole number from 0 to 4294967295"),
+    ("--model.seed 3", "model.seed", "cannot be set", "seed_everything"),
+    ("--budget.env_steps -5", "budget.env_steps", "-5", "at least 1"),
+    ("--budget.env_steps many", "budget.env_steps", "many", "a whole number"),
+    ("--last_checkpoint.every_n_iterations 0", "last_checkpoint.every_n_iterations", "0", "at least 1"),
+    ("--best_checkpoint.monitor success/train/men", "best_checkpoint.monitor", "men", "success/train/mean"),
+    ("--overwrite maybe", "overwrite", "maybe", "true or false"),
+    ("--run_dir ''", "run_dir", "''", "a path"),
+    ("--ckpt_path ''", "ckpt_path", "''", "a path"),
+    ("--ckpt_path nowhere.ckpt", "checkpoint", "nowhere.ckpt", "there is no"),
+    # Lightning's trainer
+    ("--trainer.strategy ddp", "trainer.strategy", "ddp", "auto or ddp_find_unused_parameters_true"),
+    ("--trainer.devices 0", "trainer.devices", "0", "1 or more"),
+    ("--trainer.devices two", "trainer.devices", "two", "1 or more"),
+    ("--trainer.num_nodes 0", "trainer.num_nodes", "0", "1 or more"),
+    ("--trainer.devices 2", "data.validation.envs_per_family", "1", "a multiple of 2"),
+    (
+        "--trainer.devices 2 --data.envs_per_family 3 --data.validation.envs_per_family 2",
+        *("data.envs_per_family", "3", "a multiple of 2"),
+    ),
+    ("--trainer.accelerator gpu", "trainer.accelerator", "gpu", "use cpu"),
+    ("--trainer.accelerator abacus", "trainer.accelerator", "'abacus'", "one of auto, cpu, gpu, cuda, mps"),
+    ("--trainer.max_epochs many", "trainer.max_epochs", "many", "a whole number or null"),
+    ("--trainer.check_val_every_n_epoch 0", "trainer.check_val_every_n_epoch", "0", "1 or more"),
+    ("--trainer.check_val_every_n_epoch -1", "trainer.check_val_every_n_epoch", "-1", "1 or more"),
+    ("--trainer.val_check_interval 2", "trainer.val_check_interval", "2", "trainer.check_val_every_n_epoch"),
+    (
+        "--trainer.accumulate_grad_batches 2",
+        "trainer.accumulate_grad_batches",
+        "2",
+        "1: set data.envs_per_family",
+    ),
+    ("--trainer.gradient_clip_val 1", "trainer.gradient_clip_val", "1", "null: each level has"),
+    ("--trainer.precision 64-true", "trainer.precision", "64-true", "32-true, 16-mixed or bf16-mixed"),
+    # keys that there are not
+    ("--model.ppo.epoch 3", "model.ppo.epoch", "no key", "model.ppo.epochs"),  # the beginning of one
+    ("--model.ppo.epoch=3", "model.ppo.epoch", "no key", "model.ppo.epochs"),
+    ("--model.ppo.lr 3", "model.ppo.lr", "no key", "model.ppo.actor_lr"),
+    ("--modell.decision_interval 3", "modell.decision_interval", "no key", "model.decision_interval"),
+    ("--data.env_per_family 3", "data.env_per_family", "no key", "data.envs_per_family"),
+    (
+        "--model.task_encoder.categorys 3",
+        "model.task_encoder.categorys",
+        "no key",
+        "model.task_encoder.categories",
+    ),
+    ("--run_dri x", "run_dri", "no key", "run_dir"),
+    ("stray", "stray", "no key", "--help"),
+    ("--model.ppo.gamma", "--model.ppo.gamma", "expected", "one argument"),
+    ("--config nowhere.yaml", "--config", "nowhere.yaml", "one that exists"),
+]
+
+# The content of an overlay, and what the sentence must say.
+OVERLAYS = [
+    ("model: [", "--config", "overlay.yaml", "YAML"),
+    ("model:\n\tppo: 3", "--config", "overlay.yaml", "YAML"),
+    ("- model\n- data", "--config", "- model - data", "a mapping of keys to values"),
+    ("model", "--config", "model", "a mapping of keys to values"),
+    ("", "--config", "empty", "a mapping of keys to values"),
+    ("budgett: {env_steps: 3}", "budgett.env_steps", "no key", "budget.env_steps"),
+    ("model: {ppo: {epoch: 3}}", "model.ppo.epoch", "no key", "model.ppo.epochs"),
+    ("data: {validation: {goal: 3}}", "data.validation.goal", "no key", "data.validation.goals"),
+    (
+        "model: {task_encoder: {categorys: 3}}",
+        *("model.task_encoder.categorys", "no key", "model.task_encoder.categories"),
+    ),
+    ("model: {ppo: {gamma: much}}", "model.ppo.gamma", "much", "a number"),
+    ("model: {ppo: {gamma: null}}", "model.ppo.gamma", "null", "a number"),
+    ("model: {task_encoder: {lr: null}}", "model.task_encoder.lr", "null", "a number"),
+    ("data: {horizon: null}", "data.horizon", "null", "a whole number"),
+    ("seed_everything: null", "seed_everything", "null", "a whole number from 0"),
+    ("model: null", "model", "null", "a mapping of keys to values"),
+    ("model: {ppo: [1, 2]}", "model.ppo", "[1, 2]", "a mapping of keys to values"),
+    ("model: {ppo: fast}", "model.ppo", "fast", "a mapping of keys to values"),
+    (
+        "data: {modes: {sampled: {}, other: {permute: all}}}",
+        "data.modes.other.permute",
+        "all",
+        "one of none, task_belief",
+    ),
+    ("data: {modes: {mine: {actoin: mean}}}", "data.modes.mine.actoin", "no key", "data.modes.mine.action"),
+    ("data: {modes: {mine: null}}", "data.modes.mine", "null", "a mapping of keys to values"),
+]
+
+# Whole commands, and what the sentence must say.
+ML10 = f"--config {CONFIGS / 'ml10.yaml'}"
+COMMANDS = [
+    ("", "subcommand", "not provided", "one of {fit,validate,test}"),
+    (ML10, "subcommand", "not provided", "one of {fit,validate,test}"),
+    ("fitt", "subcommand", "'fitt'", "'fit', 'validate', 'test'"),
+    ("predict", "subcommand", "'predict'", "'fit', 'validate', 'test'"),
+    (f"test {ML10}", "--ckpt_path", "hmrl test", "a checkpoint or a weights-only export"),
+    (f"validate {ML10}", "--ckpt_path", "hmrl validate", "a checkpoint or a weights-only export"),
+    (f"test {ML10} --ckpt_path nowhere.ckpt", "checkpoint", "nowhere.ckpt", "there is no"),
+]
+
+
+class Refusals:
+    """Runs commands that must be refused, in a folder where nothing may be written."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._capsys = folder, capsys
+
+    def __call__(self, *arguments: str) -> str:
+        """The one sentence on stderr."""
+        before = self._files()
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == 2
+        output = self._capsys.readouterr()
+        assert "Traceback" not in output.out + output.err
+        assert self._files() == before
+        (sentence,) = output.err.splitlines()
+        assert sentence.startswith("hmrl: error: ")
+        return sentence.removeprefix("hmrl: error: ")
+
+    def fit(self, *options: str) -> str:
+        fit = HmrlCLI.subcommands()["fit"]
+        with pytest.MonkeyPatch.context() as patch:  # one parser is built in a third of the time of three
+            patch.setattr(HmrlCLI, "subcommands", staticmethod(lambda: {"fit": fit}))
+            return self("fit", *TINY, "--run_dir", "run", *options)
+
+    def _files(self) -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in self.folder.rglob("*")}
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusals:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    return Refusals(tmp_path, capsys)
+
+
+def check(sentence: str, *parts: str) -> None:
+    for part in parts:
+        whole = rf"(?<![\w.]){re.escape(part)}(?!\.?\w)"  # the value 1 is not in 1.5
+        assert re.search(whole, sentence), f"{part!r} is not in {sentence!r}"
+
+
+@pytest.mark.parametrize(("options", "key", "value", "right"), OPTIONS, ids=[row[0] for row in OPTIONS])
+def test_a_wrong_option(options: str, key: str, value: str, right: str, refused: Refusals) -> None:
+    check(refused.fit(*shlex.split(options)), key, value, right)
+
+
+@pytest.mark.parametrize(("content", "key", "value", "right"), OVERLAYS, ids=[row[0] for row in OVERLAYS])
+def test_a_wrong_file(content: str, key: str, value: str, right: str, refused: Refusals) -> None:
+    (refused.folder / "overlay.yaml").write_text(content)
+    check(refused.fit("--config", "overlay.yaml"), key, value, right)
+
+
+@pytest.mark.parametrize(("command", "key", "value", "right"), COMMANDS, ids=[row[0] for row in COMMANDS])
+def test_a_wrong_command(command: str, key: str, value: str, right: str, refused: Refusals) -> None:
+    check(refused(*shlex.split(command)), key, value, right)
+
+
+def test_a_file_that_is_no_text(refused: Refusals) -> None:
+    (refused.folder / "overlay.yaml").write_bytes(b"\x80\x81\x00\xff")
+    check(refused.fit("--config", "overlay.yaml"), "--config", "overlay.yaml", "YAML")
+
+
+@pytest.mark.usefixtures("toy_world")
+@pytest.mark.parametrize("indices", [(), (0, 39), (-1, 0)])
+def test_ego_indices_out_of_range(
+    indices: tuple[int, ...], refused: Refusals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToyDataModule, "ego_indices", indices)
+    check(refused.fit(), "ego_indices", str(list(indices)), "0 to 38")

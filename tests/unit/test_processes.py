@@ -1,0 +1,171 @@
+"""Which strategy holds the processes together, and who is told that it cannot work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+
+from hmrl.processes import process_count, strategy_for
+from hmrl.types import UserError
+
+DDP = "ddp_find_unused_parameters_true"
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    gpus(0, monkeypatch)
+
+
+def gpus(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+# --- strategies ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "num_nodes"),
+    [
+        ("cpu", 2, 1),
+        ("cpu", "2", 1),
+        ("auto", 3, 1),
+        ("cpu", 1, 2),
+        ("auto", "auto", 2),
+    ],
+)
+def test_automatically_several_processes_step_one_level_at_a_time(
+    accelerator: Any, devices: Any, num_nodes: int
+) -> None:
+    assert strategy_for("auto", accelerator, devices, num_nodes) == DDP
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices"), [("cpu", 1), ("cpu", "1"), ("cpu", "auto"), ("auto", "auto")]
+)
+def test_automatically_one_process_needs_nothing(accelerator: Any, devices: Any) -> None:
+    assert strategy_for("auto", accelerator, devices, 1) == "auto"
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "ddp",
+        "ddp_find_unused_parameters_false",
+        "ddp_spawn",
+        "fsdp",
+        "deepspeed",
+        DDPStrategy(),
+        DDPStrategy(find_unused_parameters=False),
+        DDPStrategy(static_graph=True),
+        SingleDeviceStrategy(),
+    ],
+    ids=lambda s: s if isinstance(s, str) else f"{type(s).__name__}{getattr(s, '_ddp_kwargs', '')}",
+)
+def test_a_strategy_under_which_levels_drift_apart_is_refused(strategy: Any, devices: int) -> None:
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    with pytest.raises(UserError, match=f"trainer.strategy is {name}.* use auto or {DDP}"):
+        strategy_for(strategy, "cpu", devices, 1)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("strategy", [DDP, DDPStrategy(find_unused_parameters=True)], ids=["name", "object"])
+def test_the_right_strategy_may_be_chosen(strategy: Any, devices: int) -> None:
+    assert strategy_for(strategy, "cpu", devices, 1) is strategy
+
+
+# --- devices -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "count"),
+    [
+        ("gpu", "auto", 4),
+        ("cuda", -1, 4),
+        ("auto", "-1", 4),
+        ("auto", "auto", 4),
+        ("gpu", 1, 1),
+        ("gpu", 4, 4),
+        ("auto", 3, 3),
+        ("gpu", [0, 2], 2),
+        ("gpu", [3], 1),
+        ("gpu", (0, 1, 3), 3),
+        ("gpu", "0,2", 2),
+        ("gpu", "3,", 1),
+        ("cpu", "auto", 1),
+        ("cpu", 7, 7),
+    ],
+)
+def test_a_process_for_every_device_that_is_asked_for(
+    accelerator: Any, devices: Any, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(4, monkeypatch)
+    assert process_count(accelerator, devices) == count
+    assert strategy_for("auto", accelerator, devices, 1) == (DDP if count > 1 else "auto")
+
+
+@pytest.mark.parametrize("devices", [5, "5", 0, -2])
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "auto"])
+def test_more_devices_than_there_are_gpus_are_refused(
+    accelerator: str, devices: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(4, monkeypatch)
+    with pytest.raises(UserError, match=f"trainer.devices is {devices}: use 1 to 4"):
+        strategy_for("auto", accelerator, devices, 1)
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_where_there_is_none_is_refused(accelerator: str) -> None:
+    with pytest.raises(UserError, match=f"trainer.accelerator is {accelerator}, but .* no GPU"):
+        strategy_for("auto", accelerator, 1, 1)
+
+
+@pytest.mark.parametrize("devices", [0, "0", -3])
+def test_no_process_at_all_is_refused(devices: Any) -> None:
+    with pytest.raises(UserError, match=f"trainer.devices is {devices}: use 1 or more"):
+        strategy_for("auto", "cpu", devices, 1)
+
+
+# --- processes that a launcher has started -------------------------------------------------------
+
+
+def launched(by: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchrun or srun leave in the environment."""
+    if by == "torchrun":
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+    else:
+        monkeypatch.setenv("SLURM_NTASKS", str(count))
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        monkeypatch.setenv("SLURM_JOB_NAME", "train")
+
+
+@pytest.mark.parametrize("by", ["torchrun", "srun"])
+@pytest.mark.parametrize(("devices", "num_nodes"), [(1, 1), (2, 1), (1, 2), (4, 2), (8, 1)])
+def test_a_launcher_must_start_as_many_processes_as_are_expected(
+    by: str, devices: int, num_nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched(by, 4, monkeypatch)
+    expected = f"{by} started 4 process.*trainer.devices x trainer.num_nodes is {devices} x {num_nodes}"
+    with pytest.raises(UserError, match=expected):
+        strategy_for("auto", "cpu", devices, num_nodes)
+
+
+@pytest.mark.parametrize("by", ["torchrun", "srun"])
+@pytest.mark.parametrize(("devices", "num_nodes"), [(4, 1), (2, 2), (1, 4)])
+def test_processes_of_a_launcher_that_are_expected_are_right(
+    by: str, devices: int, num_nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched(by, 4, monkeypatch)
+    assert strategy_for("auto", "cpu", devices, num_nodes) == DDP
+
+
+def test_a_shell_in_a_slurm_job_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched("srun", 4, monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    assert strategy_for("auto", "cpu", 2, 1) == DDP
