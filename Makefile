@@ -23,7 +23,7 @@ evaluate: setup  ## The table of a trained agent, on the reference simulator.
 	$(BIN)/hmrl test --config configs/ml10.yaml --run_dir $(RUN_DIR) --ckpt_path $(RUN_DIR)/checkpoints/best.ckpt
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 smoke: setup  ## Fit, evaluate and test real ML10 in about two minutes.
 	$(BIN)/hmrl fit --config configs/ml10.yaml --config configs/smoke.yaml --overwrite true

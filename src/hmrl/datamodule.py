@@ -21,7 +21,7 @@ from hmrl.envs.benchmarks import (
     BenchmarkName,
     Goals,
 )
-from hmrl.memory import give_back_memory
+from hmrl.memory import give_back_memory, share_arenas
 from hmrl.replay import TrajectoryReplay, deal
 from hmrl.rollout import collect, seeded
 from hmrl.stream import Batch, RolloutStream
@@ -89,6 +89,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
+        share_arenas()
         if envs_per_family < 1:
             raise UserError(f"data.envs_per_family is {envs_per_family}: use 1 or more")
         if not 1 <= horizon <= HORIZON:
