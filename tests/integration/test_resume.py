@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hmrl.callbacks import LastCheckpoint
 from hmrl.cli import main
-from hmrl.config import MacroVAEConfig, TaskEncoderConfig
+from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.csv_logger import ContinuedCSVLogger
 from hmrl.datamodule import EvaluationConfig, MetaWorldDataModule
 from hmrl.types import Acting, UserError
@@ -237,6 +237,19 @@ def test_a_kill_while_the_log_is_rewritten_leaves_the_old_one(
     with pytest.raises(KilledError):
         _ = logger.resume(200) if moment == "resume" else logger.log_metrics({"b": 1.0}, step=400)
     assert (tmp_path / "metrics.csv").read_text() == LOG
+
+
+def test_a_resumed_run_learns_at_the_rate_it_is_given(tmp_path: Path) -> None:
+    """Not at the checkpoint's, which Lightning restores with the optimizers; their moments stay."""
+    first = fit_iterations(tmp_path, 1).last["optimizer_states"]
+    rates = {"ppo": PPOConfig(epochs=2, minibatches=3, actor_lr=3e-5, critic_lr=4e-5, weight_decay=0.1)}
+    resumed = fit_iterations(tmp_path, 2, resume=True, networks=rates)
+    actor, critic, *upper = resumed.last["optimizer_states"]
+    assert [o["param_groups"][0]["lr"] for o in (actor, critic)] == [3e-5, 4e-5]
+    assert [o["param_groups"][0]["weight_decay"] for o in (actor, critic)] == [0.1, 0.1]
+    assert [o["param_groups"][0]["lr"] for o in upper] == [7e-4, 7e-4]
+    for before, after in zip(first, resumed.last["optimizer_states"], strict=True):
+        assert float(after["state"][0]["step"]) == 2 * float(before["state"][0]["step"])
 
 
 def test_a_run_that_is_written_over_starts_its_log_anew(tmp_path: Path) -> None:
