@@ -22,8 +22,10 @@ from hmrl.callbacks import (
     EnvStepsProgressBar,
     GracefulStop,
     LastCheckpoint,
+    Latents,
     RunDirectory,
     SuccessRate,
+    Video,
     hold_signals,
 )
 from hmrl.compatibility import check_network, check_rollout, check_trainer
@@ -36,6 +38,7 @@ from hmrl.processes import end_with_the_first, launches, strategy_for
 from hmrl.run_dir import checkpoint_dir, claim, continues, newest_checkpoint, was_requeued
 from hmrl.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, fixed_options, loggers
 from hmrl.types import UserError
+from hmrl.wandb_logger import WandbConfig
 
 _FROM_DATA = ("families", "observation_dim", "action_dim", "ego_indices")
 
@@ -56,13 +59,18 @@ class HmrlCLI(LightningCLI):
         """Callbacks, run directory, one seed, and the dimensions that data decides."""
         parser.add_argument("--run_dir", type=str, default="runs/ml10", help="Logs, checkpoints and results.")
         parser.add_argument("--overwrite", type=bool, default=False, help="Write over a run in run_dir.")
+        parser.add_argument("--wandb", type=WandbConfig | None, default=None, help="Log to Weights & Biases.")
         parser.add_lightning_class_args(EnvStepBudget, "budget")
         parser.add_lightning_class_args(SuccessRate, "evaluation")
+        parser.add_lightning_class_args(Latents, "latents")
+        parser.add_lightning_class_args(Video, "video")
         parser.add_lightning_class_args(EnvStepsProgressBar, "progress")
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults({f"best_checkpoint.{k}": v for k, v in BEST_DEFAULTS.items()})
         parser.link_arguments("run_dir", "evaluation.results_dir")
+        parser.link_arguments("run_dir", "latents.dir")
+        parser.link_arguments("run_dir", "video.results_dir")
         parser.link_arguments("run_dir", "last_checkpoint.dirpath", compute_fn=checkpoint_dir)
         parser.link_arguments("run_dir", "best_checkpoint.dirpath", compute_fn=checkpoint_dir)
         parser.link_arguments("seed_everything", "model.seed")
@@ -102,6 +110,9 @@ class HmrlCLI(LightningCLI):
             self._resumed_at = checkpoint.env_steps_of(self._saved)
             return
         if path is None:
+            what = "test" if self.config["subcommand"] == "test" else "validation"
+            if config["data"][what]["agent"] != "policy":
+                return  # it has nothing to load
             raise UserError(
                 f"hmrl {self.config['subcommand']} needs --ckpt_path: a checkpoint or a weights-only export"
             )
@@ -111,15 +122,17 @@ class HmrlCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
         fitting = self.subcommand == "fit"
+        wandb, run_dir = self._get(self.config_init, "wandb"), self._get(self.config, "run_dir")
         if config["logger"] is None:
-            run_dir = self._get(self.config, "run_dir")
-            config["logger"] = loggers(run_dir, self._resumed_at) if fitting else False
+            settings = self.config[self.subcommand].as_dict()
+            config["logger"] = loggers(run_dir, self._resumed_at, wandb, settings) if fitting else False
+        elif wandb:
+            raise UserError("wandb is set and trainer.logger, too: loggers of your own replace it, use one")
         config["strategy"] = strategy_for(
             config["strategy"], config["accelerator"], config["devices"], config["num_nodes"]
         )
         config["plugins"] = [*(config["plugins"] or []), *fixed_options()["plugins"]]
         if fitting:
-            run_dir = self._get(self.config, "run_dir")
             config["default_root_dir"] = config["default_root_dir"] or run_dir
             callbacks = [RunDirectory(run_dir, self._may_hold_run), GracefulStop(), *callbacks]
         trainer = super()._instantiate_trainer(config, callbacks)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
+from hmrl.agents import choose_agent
 from hmrl.config import as_config
 from hmrl.distributed import gather, rank_and_world_size, share_of, together
 from hmrl.envs import Backend, benchmark, make_envs
@@ -21,36 +22,18 @@ from hmrl.envs.benchmarks import (
     BenchmarkName,
     Goals,
 )
-from hmrl.memory import give_back_memory, share_arenas
+from hmrl.evaluation import EvaluationConfig, TrialConfig, default_modes
+from hmrl.memory import give_back_memory, keep_heaps_small
+from hmrl.protocol import Trials, evaluate_trials
 from hmrl.replay import TrajectoryReplay, deal
 from hmrl.rollout import collect, seeded
 from hmrl.stream import Batch, RolloutStream
-from hmrl.types import Acting, Rollout, Split, TaskEnvs, UserError
+from hmrl.types import Acting, Agent, Rollout, Split, TaskEnvs, UserError
 
 # Independent streams of goals and of random numbers: what is drawn in one never depends on another.
 # Learning (hmrl.module) has stream 1.
 _TRAIN, _VALIDATION, _TEST = 0, 2, 3
 _SPLITS: tuple[Split, Split] = ("train", "test")
-
-
-@dataclass
-class EvaluationConfig:
-    """One way to evaluate.
-
-    Args:
-        goals: fixed goals a family; each gets one episode per mode.
-        envs_per_family: environments that share them; must divide ``goals``.
-        backend: simulator; None for the data module's own.
-    """
-
-    goals: int = 4
-    envs_per_family: int = 4
-    backend: Backend | None = None
-
-
-def default_modes() -> dict[str, Acting]:
-    """The two ways of acting that every evaluation reports."""
-    return {"sampled": Acting(action="sample"), "mean_action": Acting(action="mean")}
 
 
 class MetaWorldDataModule(pl.LightningDataModule):
@@ -63,8 +46,10 @@ class MetaWorldDataModule(pl.LightningDataModule):
         envs_per_family: training environments a family, over all ranks.
         goals_per_family: fixed training goals a family, or None for a fresh goal every episode.
         horizon: simulator steps of an episode.
-        replay_trajectories: episodes the replay remembers, over all ranks.
+        episodes_per_trial: of training: episodes in a row on one goal, with memory kept from one to the next.
+        replay_trajectories: trials the replay remembers, over all ranks.
         validation, test: how to evaluate during and after training.
+        trials: of evaluations by the protocol ``meta_world``.
         modes: by name, the ways of acting that are evaluated.
         seed: of goals and of acting.
     """
@@ -82,66 +67,49 @@ class MetaWorldDataModule(pl.LightningDataModule):
         envs_per_family: int = 10,
         goals_per_family: int | None = None,
         horizon: int = HORIZON,
+        episodes_per_trial: int = 1,
         replay_trajectories: int = 1000,
         validation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
         test: EvaluationConfig = EvaluationConfig(50, 5, "metaworld"),  # noqa: B008
+        trials: TrialConfig = TrialConfig(),  # noqa: B008
         modes: dict[str, Acting] | None = None,
         seed: int = 1,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        share_arenas()
-        if envs_per_family < 1:
-            raise UserError(f"data.envs_per_family is {envs_per_family}: use 1 or more")
+        keep_heaps_small()
+        for name in ("envs_per_family", "episodes_per_trial", "replay_trajectories"):
+            if arguments[name] < 1:
+                raise UserError(f"data.{name} is {arguments[name]}: use 1 or more")
         if not 1 <= horizon <= HORIZON:
             raise UserError(f"data.horizon is {horizon}: use 1 to {HORIZON}, the length of an episode")
         if goals_per_family is not None and goals_per_family < 1:
             raise UserError(
                 f"data.goals_per_family is {goals_per_family}: use 1 or more, or null for fresh goals"
             )
-        if replay_trajectories < 1:
-            raise UserError(f"data.replay_trajectories is {replay_trajectories}: use 1 or more")
+        if (goals_per_family or 0) > GOALS_PER_FAMILY and backend != "envpool":
+            raise UserError(
+                f"data.goals_per_family is {goals_per_family}, but Meta-World has {GOALS_PER_FAMILY} goals a "
+                "family: use no more, or the envpool backend"
+            )
         if modes is not None and not modes:
             raise UserError("data.modes is {}: name one or more ways of acting, or null for the usual two")
+        if seed < 0:
+            raise UserError(f"seed_everything is {seed}: use 0 or more")
         self.benchmark = _benchmark(benchmark, train_families, test_families)
         self.backend: Backend = backend
         self.envs_per_family, self.goals_per_family = envs_per_family, goals_per_family
-        self.horizon, self.seed = horizon, seed
+        self.horizon, self.episodes_per_trial, self.seed = horizon, episodes_per_trial, seed
         self.validation = as_config(EvaluationConfig, validation)
         self.test = as_config(EvaluationConfig, test)
+        self.trials = as_config(TrialConfig, trials)
         self.modes = {k: as_config(Acting, v) for k, v in (modes or default_modes()).items()}
-        self.save_hyperparameters(
-            {
-                "benchmark": benchmark,
-                "train_families": list(train_families),
-                "test_families": list(test_families),
-                "backend": backend,
-                "envs_per_family": envs_per_family,
-                "goals_per_family": goals_per_family,
-                "horizon": horizon,
-                "replay_trajectories": replay_trajectories,
-                "validation": asdict(self.validation),
-                "test": asdict(self.test),
-                "modes": {k: asdict(v) for k, v in self.modes.items()},
-                "seed": seed,
-            },
-            logger=False,
-        )
-        if seed < 0:
-            raise UserError(f"seed_everything is {seed}: use 0 or more")
-        evaluations = {"validation": self.validation, "test": self.test}
-        for name, e in evaluations.items():
-            if e.goals < 1 or e.envs_per_family < 1 or e.goals % e.envs_per_family:
-                raise UserError(
-                    f"data.{name}.goals is {e.goals} and data.{name}.envs_per_family is {e.envs_per_family}: "
-                    "use 1 or more, and goals that divide over them, so that every goal counts once"
-                )
-        fixed = [(f"{n}.goals", e.goals, e.backend) for n, e in evaluations.items()]
-        for key, count, which in [*fixed, ("goals_per_family", goals_per_family or 0, None)]:
-            if (which or backend) != "envpool" and count > GOALS_PER_FAMILY:
-                raise UserError(
-                    f"data.{key} is {count}, but Meta-World has {GOALS_PER_FAMILY} goals a family: "
-                    "use no more, or the envpool backend"
-                )
+        for name in ("validation", "test"):
+            getattr(self, name).check(f"data.{name}", backend, goals_per_family)
+        configs = {name: asdict(getattr(self, name)) for name in ("validation", "test", "trials")}
+        arguments |= {"modes": {k: asdict(v) for k, v in self.modes.items()}, **configs}
+        arguments |= {"train_families": list(train_families), "test_families": list(test_families)}
+        self.save_hyperparameters(arguments, logger=False)  # plain values: a checkpoint loads without code
         self._replay_trajectories = replay_trajectories
         self.replay = TrajectoryReplay(replay_trajectories)
         self._envs: TaskEnvs | None = None
@@ -158,6 +126,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
             UserError: if environments do not divide over the processes.
         """
         name = "test" if stage == "test" else "validation"
+        if getattr(self, name).protocol == "meta_world":
+            self.trials.check(f"data.{name}", [self.benchmark.train, self.benchmark.test], world_size)
         counts = {f"{name}.envs_per_family": getattr(self, name).envs_per_family}
         if stage == "fit":
             counts["envs_per_family"] = self.envs_per_family
@@ -174,7 +144,9 @@ class MetaWorldDataModule(pl.LightningDataModule):
         if stage == "fit":
             self.replay.capacity = share_of(self._replay_trajectories)
 
-    def make_envs(self, backend: Backend, goals: Goals, envs_per_family: int) -> TaskEnvs:
+    def make_envs(
+        self, backend: Backend, goals: Goals, envs_per_family: int, *, goal_visible: bool = False
+    ) -> TaskEnvs:
         """This rank's environments; another world than Meta-World overrides this method."""
         rank, world_size = rank_and_world_size()
         return make_envs(
@@ -183,6 +155,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
             goals,
             envs_per_family,
             horizon=self.horizon,
+            goal_visible=goal_visible,
             rank=rank,
             world_size=world_size,
         )
@@ -195,43 +168,56 @@ class MetaWorldDataModule(pl.LightningDataModule):
             print(f"the checkpoint holds no replay of {type(self).__name__}: it starts empty")
         return RolloutStream(1, lambda _: self._draw_training())
 
-    def val_dataloader(self) -> list[RolloutStream[Rollout]]:
+    def val_dataloader(self) -> list[RolloutStream[Any]]:
         """Train families, then test families, in every mode."""
         return [self._evaluation(split, self.validation, _VALIDATION) for split in _SPLITS]
 
-    def test_dataloader(self) -> list[RolloutStream[Rollout]]:
+    def test_dataloader(self) -> list[RolloutStream[Any]]:
         """Train families, then test families, in every mode."""
         return [self._evaluation(split, self.test, _TEST) for split in _SPLITS]
 
     def _draw_training(self) -> Batch:
         give_back_memory()
-        iteration = int(self._module.iteration)  # the episode's number, too: it resumes with the weights
+        iteration = int(self._module.iteration)  # the trial's number, too: it resumes with the weights
         with together():
             if self._envs is None:
-                goals = Goals("train", self.seed, self.goals_per_family, _TRAIN)
+                goals = Goals("train", self.seed, self.goals_per_family, _TRAIN, self.episodes_per_trial)
                 self._envs = self.make_envs(self.backend, goals, self.envs_per_family)
             rollout = self._collect(
-                self._envs, (_TRAIN, iteration), iteration, self._module.acting, "train", "training"
+                self._envs,
+                self._module.policy,
+                (_TRAIN, iteration),
+                "train",
+                episode=iteration,
+                episodes=self.episodes_per_trial,
+                acting=self._module.acting,
+                mode="training",
             )
             self.replay.append(rollout)
         return Batch(rollout, self.replay)
 
-    def _evaluation(self, split: Split, config: EvaluationConfig, stream: int) -> RolloutStream[Rollout]:
-        # Fixed training goals are the benchmark's goals, so evaluation means the same ones.
-        fixed = self.goals_per_family
-        goals = Goals(split, self.seed, min(fixed or config.goals, config.goals), _TRAIN if fixed else stream)
-        rounds = config.goals // config.envs_per_family
-        modes = list(self.modes.items())
+    def _evaluation(self, split: Split, config: EvaluationConfig, stream: int) -> RolloutStream[Any]:
+        if config.protocol == "meta_world":
+            return self._trials(split, config, stream)
+        goals = config.goals_of(split, self.seed, self.goals_per_family, training=_TRAIN, stream=stream)
+        stride = config.envs_per_family
+        rounds = config.goals // stride
+        modes = self._modes(config)
         envs: list[TaskEnvs] = []
 
         def draw(i: int) -> Rollout:
             (name, acting), episode = modes[i // rounds], i % rounds
             with together():
                 if not envs:
-                    backend = config.backend or self.backend
-                    envs.append(self.make_envs(backend, goals, config.envs_per_family))
+                    backend, visible = config.backend or self.backend, config.agent == "expert"
+                    envs.append(self.make_envs(backend, goals, stride, goal_visible=visible))
+                agent = choose_agent(config.agent, self._module.policy, envs[0].families)
                 key = (stream, int(split == "test"), i)
-                return self._collect(envs[0], key, episode, acting, split, name)
+                rollout = self._collect(envs[0], agent, key, split, episode=episode, acting=acting, mode=name)
+            rank, world_size = rank_and_world_size()
+            share = stride // world_size
+            slots = [rank * share + b % share for b in range(len(envs[0].families))]
+            return replace(rollout, goal=torch.tensor([goals.number(s, episode, stride) for s in slots]))
 
         def close() -> None:
             while envs:
@@ -239,22 +225,38 @@ class MetaWorldDataModule(pl.LightningDataModule):
 
         return RolloutStream(len(modes) * rounds, draw, close)
 
+    def _modes(self, config: EvaluationConfig) -> list[tuple[str, Acting]]:
+        """Experts and random agents have no levels to act in several ways with."""
+        return list(self.modes.items())[: None if config.agent == "policy" else 1]
+
+    def _trials(self, split: Split, config: EvaluationConfig, stream: int) -> RolloutStream[Trials]:
+        """Meta-World's own evaluation, a mode at a time."""
+        modes = self._modes(config)
+
+        def draw(i: int) -> Trials:
+            name, acting = modes[i]
+            with seeded(self.seed, stream, 0, int(split == "test"), i):
+                return evaluate_trials(
+                    self._module.policy,
+                    config,
+                    self.trials,
+                    self.benchmark,
+                    seed=self.seed,
+                    horizon=self.horizon,
+                    acting=acting,
+                    split=split,
+                    mode=name,
+                    device=self._module.device,
+                )
+
+        return RolloutStream(len(modes), draw)
+
     def _collect(
-        self, envs: TaskEnvs, key: tuple[int, ...], episode: int, acting: Acting, split: Split, mode: str
+        self, envs: TaskEnvs, agent: Agent, key: tuple[int, ...], split: Split, **options: Any
     ) -> Rollout:
-        module, (rank, _) = self._module, rank_and_world_size()
-        stream, *rest = key
-        with seeded(self.seed, stream, rank, *rest):
-            return collect(
-                envs,
-                module.policy,
-                episode=episode,
-                acting=acting,
-                families=self.benchmark.families(split),
-                split=split,
-                mode=mode,
-                device=module.device,
-            )
+        families, (stream, *rest) = self.benchmark.families(split), key
+        with seeded(self.seed, stream, rank_and_world_size()[0], *rest):
+            return collect(envs, agent, families=families, split=split, device=self._module.device, **options)
 
     @property
     def _module(self) -> Any:

@@ -14,18 +14,29 @@ def rollout_metrics(rollout: Rollout) -> dict[str, Tensor]:
     """Collective. Success and return per family, and how belief and macro-action are used.
 
     ``success`` is at any step; ``success_time_avg`` is the time average of "succeeded so far", which the
-    authors' code logs as training success.
+    authors' code logs as training success. In trials of several episodes, ``success_in_episode_n`` tells
+    them apart: it grows with n where the agent adapts.
     """
     success = rollout.ever_success.double()
-    so_far = rollout.success.double().cummax(0).values.mean(0)
+    by_episode = rollout.success.double().unflatten(0, (rollout.episodes, -1))  # [E, T / E, B]
+    so_far = by_episode.cummax(1).values.mean(1).flatten()
     columns = torch.stack([torch.ones_like(success), success, so_far, rollout.episode_return.double()], dim=1)
     sums = torch.zeros(len(rollout.families), 4, dtype=torch.float64, device=success.device)
-    count, won, time_average, total = sum_over_ranks(sums.index_add_(0, rollout.family, columns)).T
+    count, won, time_average, total = sum_over_ranks(sums.index_add_(0, rollout.episode_family, columns)).T
     metrics = {
         "rollout/success/mean": (won / count).mean(),
         "rollout/success_time_avg/mean": (time_average / count).mean(),
         "rollout/return/mean": (total / count).mean(),
     }
+    if rollout.episodes > 1:
+        sums = torch.zeros(
+            len(rollout.families), rollout.episodes, dtype=torch.float64, device=success.device
+        )
+        sums = sum_over_ranks(
+            sums.index_add_(0, rollout.family, success.unflatten(0, (rollout.episodes, -1)).T)
+        )
+        for n, rate in enumerate((sums / count.unsqueeze(1) * rollout.episodes).mean(0), start=1):
+            metrics[f"rollout/success_in_episode_{n}/mean"] = rate
     for i, family in enumerate(rollout.families):
         metrics[f"rollout/success/{family}"] = won[i] / count[i]
         metrics[f"rollout/return/{family}"] = total[i] / count[i]

@@ -121,25 +121,32 @@ def agreement(action: Tensor, macro_action: Tensor) -> Tensor:
 # --- intermediate level --------------------------------------------------------------------------
 
 
-def goal_steps(strategy: GoalStrategy, probabilities: Tensor, n: int, n_max: int) -> Tensor:
+def goal_steps(
+    strategy: GoalStrategy, probabilities: Tensor, n: int, n_max: int, episodes: int = 1
+) -> Tensor:
     """The decision index in 1..T whose ego-state is the goal of step t (HiMeta, goal-state strategies).
 
     - ``constant_discretisation`` (CD): the next multiple of n;
     - ``constant_margin`` (CM): n decisions ahead;
     - ``sub_task`` (ST): the first step of the next segment, segments ending where the most probable
       category changes; never more than ``n_max`` ahead.
-    All end at T.
+    All end at T, and in a trial of several episodes at the last observation of the episode: its last
+    decision, after which only the trial's last episode has an observation on record, has itself for goal.
 
     Args:
         probabilities: beliefs, ``[T+1, B, K]``; only ST looks at them.
+        episodes: of the trial, E, each of T / E decisions.
 
     Returns:
         Indices ``[T, B]``, long.
     """
     last, batch = probabilities.shape[0] - 1, probabilities.shape[1]
     t = torch.arange(last, device=probabilities.device).unsqueeze(1).expand(last, batch)
+    length = last // episodes
+    start = t // length * length
+    end = torch.where(start + length == last, last, start + length - 1)
     if strategy == "constant_discretisation":
-        goal = (t // n + 1) * n
+        goal = start + ((t - start) // n + 1) * n
     elif strategy == "constant_margin":
         goal = t + n
     else:
@@ -148,7 +155,7 @@ def goal_steps(strategy: GoalStrategy, probabilities: Tensor, n: int, n_max: int
         at = torch.where(changed, t + 1, last)
         next_change = at.flip(0).cummin(0).values.flip(0)
         goal = torch.minimum(next_change, t + n_max)
-    return goal.clamp(max=last)
+    return torch.minimum(goal, end)
 
 
 class ElboTerms(NamedTuple):

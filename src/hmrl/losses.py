@@ -63,6 +63,22 @@ def task_encoder_loss(
     return loss, {f"encoder/{k}": v.detach() for k, v in metrics.items()}
 
 
+def displacement(state: Tensor, goal: Tensor) -> Tensor:
+    """From the state at each step to that at its goal step: s_{goal(t)} - s_t. ``[T, B, ...]``
+
+    Args:
+        state: ``[T+1, B, D]``.
+        goal: decision indices in 0..T, ``[T, B]`` long.
+    """
+    return state.gather(0, goal.unsqueeze(-1).expand(-1, -1, state.shape[-1])) - state[:-1]
+
+
+def relative_error(prediction: Tensor, displaced: Tensor) -> Tensor:
+    """Mean squared error of a predicted displacement, divided by that of predicting no motion; a scalar."""
+    baseline = displaced.square().mean()
+    return (prediction - displaced).square().mean() / baseline.clamp(min=1e-8)
+
+
 def macro_vae_loss(
     policy: HierarchicalPolicy, episodes: Trajectories, config: MacroVAEConfig, acting: Acting
 ) -> tuple[Tensor, Metrics]:
@@ -76,8 +92,8 @@ def macro_vae_loss(
         state = policy.normalize(episodes.observation)
         sequence = policy.encode_episodes(episodes.observation, episodes.action, episodes.reward, acting)
         ego = state[..., policy.ego_indices]
-        goal = goal_steps(config.goal, sequence.probabilities, config.n, config.n_max)
-        target = ego.gather(0, goal.unsqueeze(-1).expand(-1, -1, ego.shape[-1])) - ego[:-1]
+        goal = goal_steps(config.goal, sequence.probabilities, config.n, config.n_max, episodes.episodes)
+        target = displacement(ego, goal)
     posterior = vae.encode(state[:-1], sequence.belief[:-1])
     z = posterior.rsample()
     with torch.no_grad():
@@ -85,15 +101,14 @@ def macro_vae_loss(
     terms = imputation_elbo(target, vae.decode(ego[:-1], z), config.decoder_std, posterior, prior)
     loss = -terms.log_likelihood.mean() + config.kl_coef * terms.kl.clamp(min=config.free_bits).mean()
     with torch.no_grad():
-        error = (vae.decode(ego[:-1], posterior.mean) - target).square().mean()
-        baseline = target.square().mean()  # predicting that the body stays where it is
-        uninformed = vae.decode(ego[:-1], torch.zeros_like(z)) - target
+        error = relative_error(vae.decode(ego[:-1], posterior.mean), target)
+        uninformed = relative_error(vae.decode(ego[:-1], torch.zeros_like(z)), target)
     metrics = {
         "loss": loss,
         "kl": terms.kl.mean(),
         "log_likelihood": terms.log_likelihood.mean(),
-        "decoder_error": error / baseline.clamp(min=1e-8),
-        "decoder_error_without_z": uninformed.square().mean() / baseline.clamp(min=1e-8),
+        "decoder_error": error,
+        "decoder_error_without_z": uninformed,
         "z_spread": posterior.mean.reshape(-1, z.shape[-1]).std(0).mean(),
         "z_std": posterior.stddev.mean(),
     }

@@ -10,7 +10,7 @@ from scipy.stats import binomtest, norm
 from torch import Tensor
 from torchmetrics import Metric
 
-from hmrl.types import Rollout
+from hmrl.types import Outcomes
 
 
 class Score(NamedTuple):
@@ -37,7 +37,7 @@ class FamilyOutcomes(Metric):
     """Counts, successes and returns per family, summed over ranks.
 
     Args:
-        families: their names; rollouts index them.
+        families: their names; episodes index them.
     """
 
     full_state_update = False
@@ -49,13 +49,18 @@ class FamilyOutcomes(Metric):
         zeros = torch.zeros(len(families), 4, dtype=torch.float64)
         self.add_state("outcomes", zeros, dist_reduce_fx="sum")
 
-    def update(self, rollout: Rollout) -> None:
-        """Add every episode of ``rollout``, whose families must be this metric's."""
-        if rollout.families != self.families:
-            raise ValueError(f"rollout of {rollout.families} scored by a metric of {self.families}")
-        won = rollout.ever_success.double()
-        columns = [torch.ones_like(won), won, rollout.final_success.double(), rollout.episode_return.double()]
-        self.outcomes.index_add_(0, rollout.family, torch.stack(columns, dim=1).to(self.outcomes))
+    def update(self, episodes: Outcomes) -> None:
+        """Add ``episodes``, whose families must be this metric's."""
+        if episodes.families != self.families:
+            raise ValueError(f"episodes of {episodes.families} scored by a metric of {self.families}")
+        won = episodes.success.double()
+        columns = [
+            torch.ones_like(won),
+            won,
+            episodes.final_success.double(),
+            episodes.episode_return.double(),
+        ]
+        self.outcomes.index_add_(0, episodes.family, torch.stack(columns, dim=1).to(self.outcomes))
 
     def compute(self) -> dict[str, Score]:
         """Collective. The score of each family, and of "mean", their unweighted mean."""

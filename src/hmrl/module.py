@@ -87,6 +87,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.families, self.seed = tuple(families), seed
+        self.training_seed: int | None = None  # of the checkpoint that is evaluated
         self.encoder_config = None if task_encoder is None else as_config(TaskEncoderConfig, task_encoder)
         self.vae_config = None if macro_vae is None else as_config(MacroVAEConfig, macro_vae)
         self.network_config = as_config(ActorCriticConfig, actor_critic)
@@ -272,6 +273,7 @@ class HierarchicalMetaRL(pl.LightningModule):
             own = {k: v for k, v in self.state_dict().items() if k.startswith("reward_scaler.")}
             checkpoint["state_dict"] |= own  # it is about training families, and only to learn from
         check_network(checkpoint, self, training=training)
+        self.training_seed = checkpoint["hyper_parameters"]["seed"]
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for each level that is present, and for actor and critic each."""

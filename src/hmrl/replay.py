@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hmrl.types import Rollout, Trajectories, UserError
+from hmrl.types import TRAJECTORY_TENSORS, Rollout, Trajectories, UserError
 
 
 class TrajectoryReplay:
@@ -23,6 +22,7 @@ class TrajectoryReplay:
         self.capacity = capacity
         self.size = 0
         self.next = 0
+        self.episodes = 1  # of each trial
         self._store: dict[str, Tensor] = {}  # name -> [capacity, ...], episodes first
 
     def append(self, rollout: Rollout) -> None:
@@ -32,9 +32,15 @@ class TrajectoryReplay:
             UserError: if its episodes have another length or width than the ones there are.
         """
         episodes = {
-            f.name: getattr(rollout, f.name).movedim(0 if f.name == "family" else 1, 0)
-            for f in fields(Trajectories)
+            name: getattr(rollout, name).movedim(0 if name == "family" else 1, 0)
+            for name in TRAJECTORY_TENSORS
         }
+        if self._store and rollout.episodes != self.episodes:
+            raise UserError(
+                f"the replay holds trials of {self.episodes} episode(s), now they have {rollout.episodes}: "
+                "data.episodes_per_trial must stay as it was when the checkpoint was written"
+            )
+        self.episodes = rollout.episodes
         count = min(len(episodes["family"]), self.capacity)
         if not self._store:
             # Filled, not zeroed lazily: memory that is missing must be missed now, not hours later.
@@ -56,12 +62,12 @@ class TrajectoryReplay:
         """``count`` different trajectories (all there are, if fewer), by torch's global generator."""
         chosen = torch.randperm(self.size)[:count]
         batch = {k: v[chosen].movedim(0, 0 if k == "family" else 1) for k, v in self._store.items()}
-        return Trajectories(**batch)
+        return Trajectories(**batch, episodes=self.episodes)
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """Tensors and integers only, oldest slot order kept."""
         stored = {k: v[: self.size].clone() for k, v in self._store.items()}
-        return {"size": self.size, "next": self.next, **stored}
+        return {"size": self.size, "next": self.next, "episodes": self.episodes, **stored}
 
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
         """Restore what :meth:`state_dict` gave; of a larger replay, the newest episodes."""
@@ -71,12 +77,13 @@ class TrajectoryReplay:
             slots = slots.roll(-start)[-self.capacity :]
             start = len(slots)
         self.size, self.next = len(slots), start % self.capacity
+        self.episodes = int(state.get("episodes", 1))
         self._store = {}
-        for f in fields(Trajectories):
-            values = state.get(f.name)
+        for name in TRAJECTORY_TENSORS:
+            values = state.get(name)
             if isinstance(values, Tensor):
-                self._store[f.name] = values.new_full((self.capacity, *values.shape[1:]), 0)
-                self._store[f.name][: self.size] = values[slots]
+                self._store[name] = values.new_full((self.capacity, *values.shape[1:]), 0)
+                self._store[name][: self.size] = values[slots]
 
 
 def deal(states: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any]:
@@ -94,6 +101,7 @@ def deal(states: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[s
         for age in range(state["size"])
     )
     mine = order[rank::world_size]
-    names = [f.name for f in fields(Trajectories)] if mine else []
+    names = TRAJECTORY_TENSORS if mine else ()
     episodes = {name: torch.stack([states[former][name][slot] for _, former, slot in mine]) for name in names}
-    return {"size": len(mine), "next": len(mine), **episodes}
+    kept = {"size": len(mine), "next": len(mine), "episodes": states[0].get("episodes", 1)}
+    return {**kept, **episodes}

@@ -28,7 +28,7 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 @contextmanager
-def _single_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """Acting is small work: extra threads would take the simulator's cores and bring nothing."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -46,8 +46,12 @@ _SAID = {
 }
 
 
-def _require_finite(what: str, values: FloatArray, families: Sequence[str], where: str) -> None:
-    """``values`` are ``[B, ...]``."""
+def require_finite(what: str, values: FloatArray, families: Sequence[str], where: str) -> None:
+    """Refuse ``values`` ``[B, ...]`` of ``families`` ``[B]`` that are not all numbers.
+
+    Raises:
+        UserError: naming the families.
+    """
     if np.isfinite(values).all():
         return
     bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
@@ -68,20 +72,23 @@ def collect(
     families: Sequence[str],
     split: Split,
     mode: str,
+    episodes: int = 1,
     device: torch.device | None = None,
 ) -> Rollout:
-    """One episode in every environment, from reset to the time limit.
+    """One trial in every environment: whole episodes, from reset to the time limit.
 
     The agent decides every ``agent.decision_interval`` simulator steps and its action is held in
     between; rewards of an interval are summed, success is any step's within it. Actions are clipped to
-    [-1, 1] for the environment.
+    [-1, 1] for the environment. At a reset within a trial the agent is given the first observation of the
+    new episode and the reward of the last interval of the old one, as any other two (Duan et al. 2016).
 
     Args:
         envs: B environments.
-        agent: memory is cleared at the start.
-        episode: which episode the environments start.
+        agent: memory is cleared at the start of the trial.
+        episode: which trial: the environments start episodes ``episode * episodes`` and following.
         families: what ``Rollout.family`` indexes; must contain every family of ``envs``.
         split, mode: labels that the rollout carries.
+        episodes: of the trial; the environments decide whether they share a goal.
         device: where the agent computes; the rollout stays on the CPU.
 
     Raises:
@@ -89,38 +96,44 @@ def collect(
     """
 
     def check(what: str, values: FloatArray) -> None:
-        where = f"simulator step {elapsed} of episode {episode} ({mode}, {split} split)"
-        _require_finite(what, values, envs.families, where)
+        where = f"simulator step {elapsed} of episode {number} ({mode}, {split} split)"
+        require_finite(what, values, envs.families, where)
 
     k, batch = agent.decision_interval, len(envs.families)
     steps: list[dict[str, Tensor]] = []
-    with _single_thread():
-        elapsed, success_now = 0, np.zeros(batch, dtype=np.bool_)
-        raw = envs.reset(episode)
-        check("observation", raw)
-        observation = torch.tensor(raw, dtype=torch.float32)
-        observations, rewards, successes = [observation], [], []
-        carry = agent.initial_carry(batch)
-        reward = torch.zeros(batch)
-        while elapsed < envs.horizon:
-            step, carry = agent.act(observation.to(device), reward.to(device), carry, acting)
-            steps.append({name: value.cpu() for name, value in step._asdict().items()})
-            for name, what in _SAID.items():
-                check(what, steps[-1][name].numpy())
-            executed = steps[-1]["action"].clamp(-1, 1).numpy()
-            total, succeeded = np.zeros(batch), np.zeros(batch, dtype=np.bool_)
-            for _ in range(min(k, envs.horizon - elapsed)):
-                raw, step_reward, success_now = envs.step(executed)
-                total += step_reward
-                succeeded |= success_now
-                elapsed += 1
-                check("observation", raw)
-                check("reward", step_reward)
-            observation = torch.tensor(raw, dtype=torch.float32)  # a copy: environments may reuse theirs
-            reward = torch.from_numpy(total).float()
-            observations.append(observation)
-            rewards.append(reward)
-            successes.append(torch.from_numpy(succeeded))
+    observations: list[Tensor] = []
+    rewards: list[Tensor] = []
+    successes: list[Tensor] = []
+    final_success: list[Tensor] = []
+    carry = agent.initial_carry(batch)
+    reward = torch.zeros(batch)
+    with single_thread():
+        for number in range(episode * episodes, (episode + 1) * episodes):
+            elapsed, success_now = 0, np.zeros(batch, dtype=np.bool_)
+            raw = envs.reset(number)
+            check("observation", raw)
+            observation = torch.tensor(raw, dtype=torch.float32)
+            while elapsed < envs.horizon:
+                observations.append(observation)
+                step, carry = agent.act(observation.to(device), reward.to(device), carry, acting)
+                steps.append({name: value.cpu() for name, value in step._asdict().items()})
+                for name, what in _SAID.items():
+                    check(what, steps[-1][name].numpy())
+                executed = steps[-1]["action"].clamp(-1, 1).numpy()
+                total, succeeded = np.zeros(batch), np.zeros(batch, dtype=np.bool_)
+                for _ in range(min(k, envs.horizon - elapsed)):
+                    raw, step_reward, success_now = envs.step(executed)
+                    total += step_reward
+                    succeeded |= success_now
+                    elapsed += 1
+                    check("observation", raw)
+                    check("reward", step_reward)
+                observation = torch.tensor(raw, dtype=torch.float32)  # a copy: environments may reuse theirs
+                reward = torch.from_numpy(total).float()
+                rewards.append(reward)
+                successes.append(torch.from_numpy(succeeded))
+            final_success.append(torch.from_numpy(success_now.copy()))
+        observations.append(observation)
         # One more step of the memory: the time limit bootstraps from V(s_T, y_T).
         bootstrap, _ = agent.act(observation.to(device), reward.to(device), carry, acting)
     return Rollout(
@@ -131,10 +144,11 @@ def collect(
         macro_action=torch.stack([s["macro_action"] for s in steps]),
         reward=torch.stack(rewards),
         success=torch.stack(successes),
-        final_success=torch.from_numpy(success_now.copy()),
+        final_success=torch.cat(final_success),
         family=family_index(envs.families, families),
         families=tuple(families),
         split=split,
         mode=mode,
-        env_steps=elapsed * batch,
+        env_steps=elapsed * episodes * batch,
+        episodes=episodes,
     )

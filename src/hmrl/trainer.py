@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,6 +22,7 @@ from hmrl.checkpoint import AtomicCheckpointIO, env_steps_of, load
 from hmrl.csv_logger import ContinuedCSVLogger
 from hmrl.processes import end_with_the_first, strategy_for
 from hmrl.run_dir import checkpoint_dir, continues
+from hmrl.wandb_logger import EnvStepsWandbLogger, WandbConfig
 
 # One epoch is one iteration and the budget ends the run; the sanity check would step environments.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -41,13 +43,23 @@ BEST_DEFAULTS: dict[str, Any] = {
 }
 
 
-def loggers(run_dir: str, resumed_at: int) -> list[Logger]:
-    """TensorBoard and ``metrics.csv`` in ``run_dir``; what lies beyond ``resumed_at`` steps is dropped."""
+def loggers(
+    run_dir: str,
+    resumed_at: int,
+    wandb: WandbConfig | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[Logger]:
+    """TensorBoard and ``metrics.csv`` in ``run_dir``; what lies beyond ``resumed_at`` steps is dropped.
+
+    Args:
+        wandb: log to Weights & Biases, too, with the run's ``settings``.
+    """
     purge: Any = {"purge_step": resumed_at + 1} if resumed_at else {}
-    return [
+    local: list[Logger] = [
         ContinuedCSVLogger(run_dir),
         TensorBoardLogger(run_dir, name="", version="", sub_dir="tensorboard", **purge),
     ]
+    return local + ([EnvStepsWandbLogger(run_dir, wandb, resumed_at > 0, settings or {})] if wandb else [])
 
 
 def fixed_options() -> dict[str, Any]:
@@ -63,6 +75,8 @@ def make_trainer(
     *,
     ckpt_path: str | None = None,
     overwrite: bool = False,
+    wandb: WandbConfig | None = None,
+    settings: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> pl.Trainer:
     """The trainer behind ``hmrl fit``, for use from Python.
@@ -73,6 +87,8 @@ def make_trainer(
         callbacks: more of them.
         ckpt_path: what ``fit`` is going to continue from, if anything: so are the logs.
         overwrite: whether a run in ``run_dir`` may be lost.
+        wandb: log to Weights & Biases, too.
+        settings: plain values that describe the run there, as ``dict(model.hparams)``.
         kwargs: of ``pytorch_lightning.Trainer``; ``check_val_every_n_epoch`` counts iterations.
     """
     folder = checkpoint_dir(run_dir)
@@ -87,7 +103,8 @@ def make_trainer(
     ]
     options = {**TRAINER_DEFAULTS, "default_root_dir": run_dir, **fixed_options(), **kwargs}
     if "logger" not in options:
-        options["logger"] = loggers(run_dir, env_steps_of(load(ckpt_path) if ckpt_path else None))
+        resumed_at = env_steps_of(load(ckpt_path) if ckpt_path else None)
+        options["logger"] = loggers(run_dir, resumed_at, wandb, settings)
     options["strategy"] = strategy_for(
         options.get("strategy", "auto"),
         options.get("accelerator", "auto"),

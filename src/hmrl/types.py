@@ -129,12 +129,51 @@ class TaskEnvs(Protocol):
         ...
 
 
+def _moved(record: Any, device: torch.device | str) -> dict[str, Any]:
+    """The tensors among the fields of a dataclass, on ``device``."""
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    return {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+
+
+@dataclass
+class Outcomes:
+    """What became of N episodes.
+
+    Args:
+        family: index into ``families``. ``[N]`` long
+        goal: number of the goal among the family's. ``[N]`` long
+        number: of the episode on its goal, 0 for the first. ``[N]`` long
+        success: at any step. ``[N]`` bool
+        final_success: at the last step. ``[N]`` bool
+        episode_return: undiscounted, raw. ``[N]``
+        length: simulator steps. ``[N]`` long
+        phase: "adaptation" or "evaluation", where a protocol tells them apart.
+    """
+
+    family: Tensor
+    goal: Tensor
+    number: Tensor
+    success: Tensor
+    final_success: Tensor
+    episode_return: Tensor
+    length: Tensor
+    families: tuple[str, ...]
+    split: Split
+    mode: str
+    phase: tuple[str, ...] | None = None
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy with every tensor on ``device``."""
+        return replace(self, **_moved(self, device))
+
+
 @dataclass
 class Rollout:
     """Whole episodes, time-major, raw: nothing in here is normalised.
 
     With a decision interval of k simulator steps, index t counts decisions, ``reward`` is summed and
-    ``success`` is "at any step" over the interval.
+    ``success`` is "at any step" over the interval. A trial of E episodes on one goal is E episodes of T / E
+    decisions, one after the other: where one ends, the next observation is the first of the next.
     """
 
     observation: Tensor  # [T+1, B, S]
@@ -144,43 +183,69 @@ class Rollout:
     macro_action: Tensor  # [T, B, A or 0]
     reward: Tensor  # [T, B]
     success: Tensor  # [T, B] bool
-    final_success: Tensor  # [B] bool, at the last simulator step
+    final_success: Tensor  # [E * B] bool, at the last simulator step of each episode
     family: Tensor  # [B] long, index into ``families``
     families: tuple[str, ...]
     split: Split
     mode: str  # name of the way of acting, as "sampled"
     env_steps: int  # simulator steps, over all environments
+    episodes: int = 1  # of the trial, E
+    goal: Tensor | None = None  # [B] long, the goals' numbers, where they are numbered
 
     def to(self, device: torch.device) -> Self:
         """A copy with every tensor on ``device``."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        return replace(self, **_moved(self, device))
 
     @property
     def ever_success(self) -> Tensor:
-        """Success at any step of the episode. ``[B]`` bool"""
-        return self.success.any(0)
+        """Success at any step of each episode, first episodes first. ``[E * B]`` bool"""
+        won: Tensor = self.success.unflatten(0, (self.episodes, -1)).any(1)
+        return won.flatten()
 
     @property
     def episode_return(self) -> Tensor:
-        """Undiscounted sum of raw rewards. ``[B]``"""
-        return self.reward.sum(0)
+        """Undiscounted sum of raw rewards of each episode. ``[E * B]``"""
+        total: Tensor = self.reward.unflatten(0, (self.episodes, -1)).sum(1)
+        return total.flatten()
+
+    @property
+    def episode_family(self) -> Tensor:
+        """Family of each episode. ``[E * B]`` long"""
+        return self.family.repeat(self.episodes)
+
+    def outcomes(self) -> Outcomes:
+        """What became of the E * B episodes."""
+        batch = len(self.family)
+        goal = torch.arange(batch, device=self.family.device) if self.goal is None else self.goal
+        number = torch.arange(self.episodes, device=self.family.device).repeat_interleave(batch)
+        return Outcomes(
+            self.episode_family,
+            goal.repeat(self.episodes),
+            number,
+            self.ever_success,
+            self.final_success,
+            self.episode_return,
+            torch.full_like(number, self.env_steps // (self.episodes * batch)),
+            self.families,
+            self.split,
+            self.mode,
+        )
 
 
 @dataclass
 class Trajectories:
-    """Episodes as the replay keeps them: raw, so that they are normalised and relabelled at use."""
+    """Trials as the replay keeps them: raw, so that they are normalised and relabelled at use."""
 
     observation: Tensor  # [T+1, N, S]
     action: Tensor  # [T, N, A]
     reward: Tensor  # [T, N]
     macro_action: Tensor  # [T, N, A or 0]
     family: Tensor  # [N]
+    episodes: int = 1  # of a trial, E
 
     def to(self, device: torch.device) -> Trajectories:
         """A copy with every tensor on ``device``."""
-        return Trajectories(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return replace(self, **_moved(self, device))
 
     def select(self, chosen: Tensor) -> Trajectories:
         """The episodes that ``chosen`` ``[N]`` marks."""
@@ -190,7 +255,11 @@ class Trajectories:
             self.reward[:, chosen],
             self.macro_action[:, chosen],
             self.family[chosen],
+            self.episodes,
         )
+
+
+TRAJECTORY_TENSORS = tuple(f.name for f in fields(Trajectories) if f.name != "episodes")
 
 
 def family_index(names: Sequence[str], families: Sequence[str]) -> Tensor:

@@ -1,16 +1,14 @@
-"""Meta-World's own tasks, and agents without training: scripted experts, noise, one that takes notes."""
+"""Meta-World's own tasks, and agents without training: noise, one that takes notes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, metaworld_name
+from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM
 from hmrl.types import Acting, ActorStep, Carry, Split
 
 
@@ -35,30 +33,6 @@ def actor_step(action: Tensor) -> ActorStep:
     """A decision without log-probability, belief or macro-action."""
     batch = len(action)
     return ActorStep(action, torch.zeros(batch), torch.zeros(batch, 0), torch.zeros(batch, 0))
-
-
-class ScriptedExpert:
-    """Meta-World's own policies, one per environment; they need to see the goal."""
-
-    decision_interval = 1
-
-    def __init__(self, families: Sequence[str]) -> None:
-        from metaworld.policies import ENV_POLICY_MAP
-
-        self._make = [ENV_POLICY_MAP[metaworld_name(family)] for family in families]
-        self._policies: list[Any] = []
-
-    def initial_carry(self, batch_size: int) -> Carry:
-        self._policies = [make() for make in self._make]
-        assert len(self._policies) == batch_size
-        return empty_carry(batch_size)
-
-    def act(
-        self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting
-    ) -> tuple[ActorStep, Carry]:
-        pairs = zip(self._policies, observation.double().numpy(), strict=True)
-        actions = np.stack([policy.get_action(seen) for policy, seen in pairs])
-        return actor_step(torch.from_numpy(actions).float()), carry
 
 
 class RandomAgent:

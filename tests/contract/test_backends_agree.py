@@ -18,11 +18,12 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from experts import RandomAgent, ScriptedExpert, official_tasks
+from experts import RandomAgent, official_tasks
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
 import hmrl.envs.metaworld
+from hmrl.agents import ScriptedExpert
 from hmrl.envs import benchmark, make_envs
 from hmrl.envs.benchmarks import HORIZON, Goals, metaworld_name
 from hmrl.envs.envpool import EnvPoolEnvs

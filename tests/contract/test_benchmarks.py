@@ -12,9 +12,10 @@ from experts import RandomAgent
 from metaworld import env_dict
 
 import hmrl.envs.metaworld
-from hmrl.datamodule import EvaluationConfig, MetaWorldDataModule
+from hmrl.datamodule import MetaWorldDataModule
 from hmrl.envs import benchmark, make_envs
 from hmrl.envs.benchmarks import Goals, all_families
+from hmrl.evaluation import EvaluationConfig
 from hmrl.types import Acting, UserError
 
 

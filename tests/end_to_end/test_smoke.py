@@ -31,7 +31,7 @@ def test_smoke_config_trains_evaluates_and_is_tested(tmp_path: Path, capsys) -> 
     best = run / "checkpoints/best.weights.ckpt"
     assert best.stat().st_size < 5e6
     main(["test", *configs, f"--ckpt_path={best}", "--data.test.backend=envpool"])
-    result = json.loads((run / "test.json").read_text())
+    result = json.loads((run / "test-first_episode.json").read_text())
     assert set(result["scores"]["train"]["sampled"]) == {*result["model"]["families"], "mean"}
     assert result["scores"]["test"]["mean_action"]["mean"]["episodes"] == 5 * 2
     families = {k: v["success"] for k, v in result["scores"]["train"]["sampled"].items()}

@@ -17,8 +17,8 @@ from torch.distributions import Normal
 
 import hmrl.module
 from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
-from hmrl.datamodule import EvaluationConfig
 from hmrl.distributed import rank_and_world_size
+from hmrl.evaluation import EvaluationConfig
 from hmrl.losses import ppo_samples
 from hmrl.module import HierarchicalMetaRL
 from hmrl.rollout import collect, seeded
@@ -46,26 +46,17 @@ class FixedRollouts(ToyDataModule):
 
     kl: tuple[float, ...] = (0.0, 0.0)
 
-    def make_envs(self, backend: Any, goals: Any, envs_per_family: int) -> Any:
+    def make_envs(self, backend: Any, goals: Any, envs_per_family: int, **options: Any) -> Any:
         names = self.benchmark.families(goals.split)
         families = [family for family in names for _ in range(envs_per_family)]
         slots = [slot for _ in names for slot in range(envs_per_family)]
         return ToyEnvs(families, goals, slots, envs_per_family, self.horizon, self.episodes)
 
-    def _collect(
-        self, envs: Any, key: tuple[int, ...], episode: int, acting: Any, split: Any, mode: str
-    ) -> Rollout:
+    def _collect(self, envs: Any, agent: Any, key: tuple[int, ...], split: Any, **options: Any) -> Rollout:
         rank, world_size = rank_and_world_size()
         with seeded(self.seed, *key):
-            rollout = collect(
-                envs,
-                self._module.policy,
-                episode=episode,
-                acting=acting,
-                families=self.benchmark.families(split),
-                split=split,
-                mode=mode,
-            )
+            families = self.benchmark.families(split)
+            rollout = collect(envs, agent, families=families, split=split, **options)
             # As if the policy had moved since: ratios are not one, and some are clipped.
             log_prob = rollout.log_prob + 0.2 * torch.randn_like(rollout.log_prob) + self.kl[rank]
         rollout = replace(rollout, log_prob=log_prob)

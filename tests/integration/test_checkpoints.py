@@ -148,7 +148,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: Any, says: str)
 
 def run_test(folder: Path, ckpt_path: Path, *options: str) -> dict[str, Any]:
     main(["test", *TINY, "--run_dir", str(folder), "--ckpt_path", str(ckpt_path), *options])
-    results: dict[str, Any] = json.loads((folder / "test.json").read_text())
+    results: dict[str, Any] = json.loads((folder / "test-first_episode.json").read_text())
     return results
 
 
@@ -159,7 +159,32 @@ def test_the_command_gives_equal_scores_from_either_file(
     full, export = (run_test(tmp_path / path.stem, path) for path in checkpoints(trained))
     assert full.pop("checkpoint") == str(checkpoints(trained)[0])
     assert export.pop("checkpoint") == str(checkpoints(trained)[1])
+    for file in (full, export):
+        assert file.pop("wall_time_s") > 0
+        assert file.pop("started").endswith("+00:00")
     assert full == export
+    assert full["schema"] == 1
+    assert full["packages"]["metaworld"]
+    assert full["protocol"] == {
+        "name": "first_episode",
+        "backend": "envpool",
+        "goals_per_family": 4,
+        "episodes_per_family": 4,
+    }
+    # Every episode is there, and the scores are theirs.
+    for split, modes in full["scores"].items():
+        for mode, families in modes.items():
+            for family in set(families) - {"mean"}:
+                columns = full["episodes"][split][mode][family]
+                assert (columns["goal"], columns["number"]) == ([0, 1, 2, 3], [0] * 4)
+                assert columns["length"] == [13] * 4
+                means = {k: sum(columns[k]) / 4 for k in ("success", "final_success", "return")}
+                score = families[family]
+                assert (score["success"], score["final_success"]) == (
+                    means["success"],
+                    means["final_success"],
+                )
+                assert score["episode_return"] == pytest.approx(means["return"], rel=1e-6)
     assert full["env_steps"] == 2 * STEPS
     # What is printed is what is written.
     printed = capsys.readouterr().out
@@ -211,7 +236,8 @@ def test_testing_leaves_the_run_alone(trained: Run) -> None:
 
     before = files()
     run_test(trained.folder, checkpoints(trained)[0])
-    assert {k: v for k, v in files().items() if k != "test.json"} == before
+    added = {"test-first_episode.json", *(k for k in files() if k.startswith("latents/"))}
+    assert {k: v for k, v in files().items() if k not in added} == before
 
 
 def test_a_module_of_other_widths_is_refused(trained: Run) -> None:

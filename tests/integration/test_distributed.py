@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from hmrl.replay import TrajectoryReplay
-from hmrl.types import Trajectories
+from hmrl.types import TRAJECTORY_TENSORS
 from integration.launch import run_script, still_running
 from integration.runs import Run, assert_same, fit, fit_iterations, read_rows
 from integration.toy import STEPS, toy_data
@@ -134,7 +133,7 @@ def test_a_resumed_run_is_the_straight_one_on_both(ranks: Ranks, folder: Path) -
 
 def episodes(*replays: dict[str, Any]) -> list[bytes]:
     """Every episode of some replays, as a sorted list of all its bytes."""
-    names = [f.name for f in fields(Trajectories)]
+    names = TRAJECTORY_TENSORS
     return sorted(
         b"".join(replay[name][slot].numpy().tobytes() for name in names)
         for replay in replays

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from hmrl.callbacks import SuccessRate
-from hmrl.datamodule import EvaluationConfig
+from hmrl.evaluation import EvaluationConfig
 from hmrl.trainer import BEST_DEFAULTS, make_trainer
 from hmrl.types import Acting
 from integration.runs import Run, assert_same, fit_iterations, learning_state, snapshot
@@ -203,7 +203,7 @@ def test_between_evaluations_no_old_score_is_taken_for_a_new_one(tmp_path: Path)
 def test_results_file_holds_the_logged_numbers(trained: Run, tmp_path: Path) -> None:
     data = toy_data()
     logged = evaluate(trained, "test", data, tmp_path)
-    results = json.loads((tmp_path / "test.json").read_text())
+    results = json.loads((tmp_path / "test-first_episode.json").read_text())
     names = {"success": "success", "final_success": "final_success", "return": "episode_return"}
     for split, modes in results["scores"].items():
         for mode, families in modes.items():
@@ -216,11 +216,11 @@ def test_results_file_holds_the_logged_numbers(trained: Run, tmp_path: Path) -> 
                 assert score["low"] <= score["success"] <= score["high"]
                 assert score["episodes"] == 4 * (1 if family != "mean" else len(families) - 1)
     assert results["env_steps"] == 2 * STEPS
-    assert results["protocol"] == "first_episode"
+    assert results["protocol"]["name"] == "first_episode"
     assert results["data"]["horizon"] == 13
     assert results["model"]["decision_interval"] == 2
 
 
 def test_validation_writes_no_results_file(trained: Run, tmp_path: Path) -> None:
     evaluate(trained, "validate", toy_data(), tmp_path)
-    assert not (tmp_path / "test.json").exists()
+    assert not (tmp_path / "test-first_episode.json").exists()

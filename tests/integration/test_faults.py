@@ -167,8 +167,8 @@ def limit(data):
 
 original = ToyDataModule.make_envs
 
-def make_envs(self, *args):
-    envs = original(self, *args)
+def make_envs(self, *args, **options):
+    envs = original(self, *args, **options)
     step = envs.step
     def limited(action):
         limit(self)

@@ -19,7 +19,8 @@ from hmrl.callbacks import LastCheckpoint
 from hmrl.cli import main
 from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.csv_logger import ContinuedCSVLogger
-from hmrl.datamodule import EvaluationConfig, MetaWorldDataModule
+from hmrl.datamodule import MetaWorldDataModule
+from hmrl.evaluation import EvaluationConfig
 from hmrl.types import Acting, UserError
 from integration.conftest import TINY
 from integration.runs import Run, assert_same, fit, fit_iterations, learning_state, read_rows

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
-from hmrl.datamodule import EvaluationConfig, MetaWorldDataModule
+from hmrl.datamodule import MetaWorldDataModule
 from hmrl.distributed import rank_and_world_size
 from hmrl.envs import Backend
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
+from hmrl.evaluation import EvaluationConfig
 from hmrl.module import HierarchicalMetaRL
 from hmrl.types import EnvStep, FloatArray, TaskEnvs
 
@@ -62,8 +63,9 @@ class ToyEnvs:
     def reset(self, episode: int) -> FloatArray:
         fixed = self._goals.per_family
         seeds = []
+        goal = episode // self._goals.repeats
         for family, slot in zip(self.families, self._slots, strict=True):
-            key = (slot, episode) if fixed is None else ((slot + episode * self._stride) % fixed,)
+            key = (slot, goal) if fixed is None else ((slot + goal * self._stride) % fixed,)
             seeds.append(self._goals.seed_for(family, *key))
         drawn = np.stack([np.random.default_rng(seed).uniform(-1, 1, 2 * ACTION_DIM) for seed in seeds])
         self._goal, self._position = drawn[:, :ACTION_DIM], drawn[:, ACTION_DIM:]
@@ -117,7 +119,9 @@ class ToyDataModule(MetaWorldDataModule):
         self.episodes: list[Episode] = []
         self.made: list[ToyEnvs] = []
 
-    def make_envs(self, backend: Backend, goals: Goals, envs_per_family: int) -> TaskEnvs:
+    def make_envs(
+        self, backend: Backend, goals: Goals, envs_per_family: int, *, goal_visible: bool = False
+    ) -> TaskEnvs:
         rank, world_size = rank_and_world_size()
         share = envs_per_family // world_size
         names = self.benchmark.families(goals.split)

@@ -24,7 +24,7 @@ FAULT = os.environ.get("TOY_FAULT", "")
 
 
 class CommandDataModule(ToyDataModule):
-    def make_envs(self, *arguments: Any) -> TaskEnvs:
+    def make_envs(self, *arguments: Any, **options: Any) -> TaskEnvs:
         envs = super().make_envs(*arguments)
         if FAULT and rank_and_world_size()[0] == 1 and envs.training:
             take_step = envs.step

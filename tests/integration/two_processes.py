@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from hmrl.callbacks import SuccessRate
-from hmrl.datamodule import EvaluationConfig
+from hmrl.evaluation import EvaluationConfig
 from hmrl.replay import TrajectoryReplay
 from hmrl.types import Acting
 from integration.runs import Recorder, fit

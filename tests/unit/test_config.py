@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
-from hmrl.datamodule import EvaluationConfig
+from hmrl.evaluation import EvaluationConfig
 from hmrl.types import Acting, UserError
 
 KEYS: dict[type, str] = {

@@ -68,6 +68,12 @@ def test_packages_know_themselves_and_the_vocabulary(package: str, allowed: set[
         assert GRAPH[member] - members <= allowed, member
 
 
+def test_the_report_knows_itself_and_the_vocabulary() -> None:
+    """It reads files, of whatever version."""
+    for member in {n for n in MODULES if n.startswith("hmrl.report")}:
+        assert all(n == "hmrl.types" or n.startswith("hmrl.report") for n in GRAPH[member]), member
+
+
 def test_module_and_datamodule_never_meet() -> None:
     """Not even through others: what both need stands below both."""
 

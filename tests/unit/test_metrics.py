@@ -27,7 +27,7 @@ def uneven(episodes: int, seed: int) -> Rollout:
 def scored(*rollouts: Rollout) -> FamilyOutcomes:
     metric = FamilyOutcomes(FAMILIES)
     for rollout in rollouts:
-        metric.update(rollout)
+        metric.update(rollout.outcomes())
     return metric
 
 
@@ -61,7 +61,7 @@ def test_family_interval_is_wilsons(won: int, n: int) -> None:
     success[2, :won] = True
     rollout = random_rollout(n, success=success, family=torch.zeros(n, dtype=torch.long), families=("reach",))
     metric = FamilyOutcomes(["reach"])
-    metric.update(rollout)
+    metric.update(rollout.outcomes())
     score = metric.compute()["reach"]
     p, centre = won / n, (won + Z**2 / 2) / (n + Z**2)
     half = Z / (n + Z**2) * math.sqrt(n * p * (1 - p) + Z**2 / 4)
@@ -94,7 +94,7 @@ def test_summing_over_ranks_equals_one_metric_that_saw_all() -> None:
 def test_reset_forgets() -> None:
     metric = scored(uneven(6, 0))
     metric.reset()
-    metric.update(uneven(9, 1))
+    metric.update(uneven(9, 1).outcomes())
     assert metric.compute() == scored(uneven(9, 1)).compute()
 
 

@@ -3,16 +3,20 @@
 from hmrl.callbacks.budget import EnvStepBudget
 from hmrl.callbacks.graceful_stop import GracefulStop, hold_signals
 from hmrl.callbacks.last_checkpoint import LastCheckpoint
+from hmrl.callbacks.latents import Latents
 from hmrl.callbacks.progress import EnvStepsProgressBar
 from hmrl.callbacks.run_directory import RunDirectory
 from hmrl.callbacks.success_rate import SuccessRate
+from hmrl.callbacks.video import Video
 
 __all__ = [
     "EnvStepBudget",
     "EnvStepsProgressBar",
     "GracefulStop",
     "LastCheckpoint",
+    "Latents",
     "RunDirectory",
     "SuccessRate",
+    "Video",
     "hold_signals",
 ]

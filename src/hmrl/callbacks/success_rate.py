@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,8 +13,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from hmrl.distributed import gather
 from hmrl.metrics import FamilyOutcomes, Score
-from hmrl.types import Rollout
+from hmrl.protocol import Trials
+from hmrl.results import SCHEMA, describe_protocol, episode_columns, plain, provenance, results_path
+from hmrl.types import Outcomes, Rollout
 
 PRIMARY_MODE = "sampled"  # its metrics carry no suffix
 Scores = dict[str, dict[str, dict[str, Score]]]  # split -> mode -> family -> score
@@ -31,25 +35,29 @@ class SuccessRate(pl.Callback):
 
     Logs ``success/<split>/<family>`` (any step), ``final_success/...`` (last step) and ``return/...``, where
     ``<family>`` is ``mean`` for the unweighted mean over families; other modes than sampled acting carry
-    their name, as ``success_mean_action/test/mean``. Prints a table; ``hmrl test`` also writes
-    ``test.json`` beside the logs.
+    their name, as ``success_mean_action/test/mean``. Prints a table; ``hmrl test`` also writes a results file
+    (:mod:`hmrl.results`).
 
     Args:
-        results_dir: folder of ``test.json``; None writes nothing.
+        results_dir: its folder; None writes nothing.
     """
 
     def __init__(self, results_dir: str | None = None) -> None:
         self.results_dir = results_dir
         self._metrics: dict[tuple[str, str], FamilyOutcomes] = {}
+        self._episodes: list[Outcomes] = []
+        self._started = 0.0
         self.scores: Scores = {}  # of the last evaluation
+        self.official: dict[str, dict[str, Any]] = {}  # split -> mode -> Meta-World's own numbers
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Forget the last evaluation."""
-        self._metrics = {}
+        self._metrics, self._episodes, self.official = {}, [], {}
+        self._started = time.time()
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Forget the last evaluation."""
-        self._metrics = {}
+        self.on_validation_epoch_start(trainer, pl_module)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -63,11 +71,16 @@ class SuccessRate(pl.Callback):
         """Score one rollout."""
         self._score(outputs)
 
-    def _score(self, rollout: Rollout) -> None:
-        key = (rollout.split, rollout.mode)
+    def _score(self, evaluated: Rollout | Trials) -> None:
+        scored = evaluated.outcomes()
+        key = (scored.split, scored.mode)
         if key not in self._metrics:
-            self._metrics[key] = FamilyOutcomes(rollout.families).to(rollout.family.device)
-        self._metrics[key].update(rollout)
+            self._metrics[key] = FamilyOutcomes(scored.families).to(scored.family.device)
+        self._metrics[key].update(scored)
+        if isinstance(evaluated, Trials):
+            self.official.setdefault(scored.split, {})[scored.mode] = evaluated.official
+            scored = evaluated.recorded
+        self._episodes.append(scored.to("cpu"))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Collective. Log and print."""
@@ -76,10 +89,14 @@ class SuccessRate(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Collective. Log, print and write the results file."""
         self._report(trainer, pl_module)
-        if self.results_dir and trainer.is_global_zero:
-            path = Path(self.results_dir) / "test.json"
+        if not self.results_dir:
+            return
+        episodes = [part for parts in gather(self._episodes) for part in parts]
+        if trainer.is_global_zero:
+            results = self._results(trainer, pl_module, episodes)
+            path = results_path(self.results_dir, results["protocol"]["name"])
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self._results(trainer, pl_module), indent=2) + "\n")
+            path.write_text(json.dumps(results) + "\n")
             self._print(trainer, f"results: {path}")
 
     def _report(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -96,6 +113,10 @@ class SuccessRate(pl.Callback):
         pl_module.log_dict({**values, "step": pl_module.env_steps.double()}, batch_size=1)
         if trainer.is_global_zero:
             self._print(trainer, success_table(self.scores, int(pl_module.env_steps)))
+            for split, modes in self.official.items():
+                for mode, official in modes.items():
+                    own = f"Meta-World's own evaluation, {split} families, {mode}: {official['success']:.2f}"
+                    self._print(trainer, own)
 
     @staticmethod
     def metric_names(benchmark: Any, modes: Iterable[str]) -> list[str]:
@@ -121,14 +142,21 @@ class SuccessRate(pl.Callback):
         else:
             print(text)
 
-    def _results(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
+    def _results(self, trainer: pl.Trainer, pl_module: Any, episodes: list[Outcomes]) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         return {
+            "schema": SCHEMA,
+            "agent": data.test.agent,
+            "protocol": describe_protocol(data),
             "env_steps": int(pl_module.env_steps),
-            "checkpoint": str(trainer.ckpt_path),
-            "protocol": "first_episode" if data.goals_per_family != 1 else "paper",
-            "model": _plain(pl_module.hparams),
-            "data": _plain(data.hparams),
+            "seed": pl_module.training_seed if pl_module.training_seed is not None else pl_module.seed,
+            "evaluation_seed": data.seed,
+            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+            **provenance(),
+            "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
+            "wall_time_s": round(time.time() - self._started, 1),
+            "model": plain(pl_module.hparams),
+            "data": plain(data.hparams),
             "scores": {
                 split: {
                     mode: {family: score._asdict() for family, score in families.items()}
@@ -136,11 +164,9 @@ class SuccessRate(pl.Callback):
                 }
                 for split, modes in self.scores.items()
             },
+            "episodes": episode_columns(episodes),
+            "official": self.official or None,
         }
-
-
-def _plain(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in hparams.items()}
 
 
 def success_table(scores: Scores, env_steps: int) -> str:

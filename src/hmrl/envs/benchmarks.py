@@ -46,12 +46,25 @@ class Goals:
         seed: root of the goals' seeds.
         per_family: so many fixed goals a family, or a fresh one for every episode (None).
         stream: which of several independent streams: training, validation, test.
+        repeats: episodes in a row on each goal.
     """
 
     split: Split
     seed: int
     per_family: int | None
     stream: int
+    repeats: int = 1
+
+    def number(self, slot: int, episode: int, stride: int) -> int:
+        """Which of the fixed goals an environment meets.
+
+        Args:
+            slot: the environment's, among all of its family.
+            episode: number of the episode.
+            stride: environments of this family over all ranks.
+        """
+        assert self.per_family is not None
+        return (slot + episode // self.repeats * stride) % self.per_family
 
     def seed_for(self, family: str, *index: int) -> int:
         """A 31-bit seed for ``index`` (a goal slot, or an environment and a generation) of ``family``."""

@@ -24,8 +24,8 @@ class EnvPoolEnvs:
     """One pool a family, stepped side by side.
 
     EnvPool fixes its goals by the seed at creation: the n-th goal of an environment depends on its seed
-    and n alone. Fixed goals therefore need new pools at each reset; fresh ones need a reset, save in two
-    families whose later goals EnvPool gets wrong.
+    and n alone. Fixed and repeated goals therefore need new pools at each reset; fresh ones need a reset,
+    save in two families whose later goals EnvPool gets wrong.
 
     Args:
         families: of each environment; equal ones must be adjacent.
@@ -57,8 +57,10 @@ class EnvPoolEnvs:
     def reset(self, episode: int) -> FloatArray:
         """Start episode number ``episode`` everywhere; returns observations ``[B, 39]``."""
         if self._goals.per_family is not None:
-            goal_count = self._goals.per_family
-            self._build([((slot + episode * self._stride) % goal_count,) for slot in self._slots])
+            self._build([(self._goals.number(slot, episode, self._stride),) for slot in self._slots])
+            return self._reset_pools()
+        if self._goals.repeats > 1:  # another reset of a pool would bring another goal
+            self._build([(slot, episode // self._goals.repeats) for slot in self._slots])
             return self._reset_pools()
         generation, target = divmod(episode, _EPISODES_PER_POOL)
         if generation != self._generation or target < self._next_episode:

@@ -141,14 +141,20 @@ class MetaWorldEnvs:
         else:
             self._envs = SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
 
+    @property
+    def simulators(self) -> tuple[Any, ...]:
+        """Meta-World's own objects, to be looked at; of environments in this process only."""
+        return tuple(self._envs.get_attr("simulator"))
+
     def reset(self, episode: int) -> FloatArray:
         """Start episode number ``episode`` everywhere; returns observations ``[B, 39]``."""
         fixed = self._goals.per_family
         if fixed is not None:
-            seeds: list[int | None] = [(slot + episode * self._stride) % fixed for slot in self._slots]
+            seeds: list[int | None] = [self._goals.number(s, episode, self._stride) for s in self._slots]
         else:
             named = zip(self.families, self._slots, strict=True)
-            seeds = [self._goals.seed_for(family, slot, episode) for family, slot in named]
+            fresh = episode // self._goals.repeats
+            seeds = [self._goals.seed_for(family, slot, fresh) for family, slot in named]
         observation, _ = self._envs.reset(seed=seeds, options={"slot": fixed is not None})
         return np.asarray(observation)
 

@@ -1,0 +1,165 @@
+"""What the latent variables look like: drawings of plain arrays, each returned as a Figure.
+
+Matplotlib is loaded inside the functions, so that training without figures does not wait for it, and
+without pyplot, so that no display is needed and no figure is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hmrl.types import FloatArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = {"train": "#2a6fbb", "test": "#d9662b"}  # told apart by the colour-blind, too
+_INK, _MUTED = "#222222", "#8a8a8a"
+_POINTS = 3000  # of a scatter: more hide one another
+_SHOWN = 0.995  # share of the displacements within the axes
+_COLUMNS = 5  # of small multiples
+
+
+def belief_panels(belief: Mapping[str, FloatArray], success_step: Mapping[str, int | None]) -> Figure:
+    """The belief over one episode, a panel a family: categories upwards, decisions to the right.
+
+    Args:
+        belief: probabilities by title of the panel, ``[T+1, K]`` each.
+        success_step: by the same titles, the decision at which the episode was solved first, or None.
+    """
+    rows = ceil(len(belief) / _COLUMNS)
+    columns = min(len(belief), _COLUMNS)
+    figure = _figure(2.4 * columns + 1, 1.6 * rows + 0.8)
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    image: Any = None
+    for i, ax in enumerate(axes.flat):
+        if i >= len(belief):
+            ax.set_axis_off()
+            continue
+        title = list(belief)[i]
+        values, solved = belief[title], success_step[title]
+        image = ax.imshow(
+            values.T, aspect="auto", origin="lower", interpolation="nearest", cmap="Blues", vmin=0, vmax=1
+        )
+        if solved is not None:
+            ax.axvline(solved, color=_COLOURS["test"], linewidth=1.5)
+        ax.set_title(title if solved is None else f"{title}, solved", fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.set_yticks(range(0, values.shape[1], ceil(values.shape[1] / 5)))
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("probability", fontsize=8)
+    figure.supxlabel("decision", fontsize=9)
+    figure.supylabel("category", fontsize=9)
+    figure.suptitle("belief y over one episode; the line marks the first success", fontsize=10)
+    return figure
+
+
+def displacement_scatter(
+    macro_action: Mapping[str, FloatArray],
+    displacement: Mapping[str, FloatArray],
+    correlation: Mapping[str, tuple[float, ...]],
+) -> Figure:
+    """Macro-action against where the hand went until the goal step: a row a split, a column an axis.
+
+    Args:
+        macro_action: by split, ``[M, D]``.
+        displacement: by split, ``[M, D]``, in metres.
+        correlation: by split, of each axis, as a title.
+    """
+    dims = next(iter(macro_action.values())).shape[1]
+    figure = _figure(2.6 * dims + 0.6, 2.4 * len(macro_action) + 0.6)
+    axes = figure.subplots(len(macro_action), dims, sharex=True, sharey="col", squeeze=False)
+    for row, (split, z) in zip(axes, macro_action.items(), strict=True):
+        every = max(1, ceil(len(z) / _POINTS))
+        for d, ax in enumerate(row):
+            x, y = z[::every, d], displacement[split][::every, d]
+            # Rasterised: thousands of points make a slow PDF.
+            ax.scatter(x, y, s=3, alpha=0.25, linewidths=0, color=_COLOURS[split], rasterized=True)
+            ax.axhline(0, color=_MUTED, linewidth=0.6, zorder=0)
+            ax.axvline(0, color=_MUTED, linewidth=0.6, zorder=0)
+            ax.set_title(f"{split}, axis {'xyz'[d]}: r = {correlation[split][d]:.2f}", fontsize=9)
+            _plain(ax)
+    for d in range(dims):  # a hand that is reset or thrown back would flatten all the rest
+        far = max(float(np.quantile(np.abs(y[:, d]), _SHOWN)) for y in displacement.values())
+        axes[0, d].set_ylim(-1.1 * far or -1, 1.1 * far or 1)
+    figure.supxlabel("macro-action z", fontsize=9)
+    figure.supylabel(f"displacement of the hand to the goal step, m ({_SHOWN:.1%} of it)", fontsize=9)
+    return figure
+
+
+def decoder_bars(
+    informed: Mapping[str, Mapping[str, float]], uninformed: Mapping[str, Mapping[str, float]]
+) -> Figure:
+    """Relative error of the decoder: a bar a family given z, a mark for z = 0.
+
+    Args:
+        informed: split -> family -> error in units of that of predicting no motion.
+        uninformed: the same with z = 0.
+    """
+    names = [(split, family) for split, errors in informed.items() for family in errors]
+    figure = _figure(0.45 * len(names) + 2, 3.6)
+    ax = figure.subplots()
+    for split in informed:
+        at = [i for i, (s, _) in enumerate(names) if s == split]
+        ax.bar(
+            at, list(informed[split].values()), width=0.7, color=_COLOURS[split], label=f"{split}, given z"
+        )
+    without = [uninformed[split][family] for split, family in names]
+    ax.scatter(range(len(names)), without, marker="_", s=150, color=_INK, label="given z = 0", zorder=3)
+    ax.axhline(1, color=_MUTED, linewidth=1, linestyle="--", label="predicting no motion")
+    ax.set_xticks(range(len(names)), [family for _, family in names], rotation=40, ha="right")
+    ax.set_ylabel("decoder error", fontsize=9)
+    ax.set_ylim(0, 1.05 * max(1, *without, *(e for errors in informed.values() for e in errors.values())))
+    _plain(ax)
+    _legend_above(ax)
+    return figure
+
+
+def probe_bars(accuracy: Mapping[str, Mapping[str, float]]) -> Figure:
+    """How well a linear classifier tells the family, by what it sees: a bar a split, chance as a line.
+
+    Args:
+        accuracy: split -> features -> balanced accuracy; "chance" among the features is the line.
+    """
+    features = [name for name in next(iter(accuracy.values())) if name != "chance"]
+    figure = _figure(1.1 * len(features) + 1.6, 3.2)
+    ax = figure.subplots()
+    width = 0.8 / len(accuracy)
+    for n, (split, values) in enumerate(accuracy.items()):
+        at = np.arange(len(features)) - 0.4 + width * (n + 0.5)
+        bars = ax.bar(
+            at, [values[f] for f in features], width=0.94 * width, color=_COLOURS[split], label=split
+        )
+        ax.bar_label(bars, fmt="%.2f", fontsize=7, color=_INK, padding=1)
+        label = f"chance, {split}"
+        ax.axhline(values["chance"], color=_COLOURS[split], linewidth=1, linestyle="--", label=label)
+    ax.set_xticks(range(len(features)), [f.replace("_", "-") for f in features])
+    ax.set_ylabel("balanced accuracy of the family", fontsize=9)
+    ax.set_ylim(0, 1.05)
+    _plain(ax)
+    _legend_above(ax)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)
+
+
+def _legend_above(ax: Axes) -> None:
+    ax.legend(fontsize=8, frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))

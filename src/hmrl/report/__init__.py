@@ -1,0 +1,1 @@
+"""``hmrl report``: tables and figures from any number of finished or running runs."""

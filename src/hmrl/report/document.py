@@ -1,0 +1,153 @@
+"""The document of a report: its sections, with the figures that they show."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hmrl.report import figures, tables
+from hmrl.report.methods import Method, protocols_of
+from hmrl.report.provenance import protocol_text, runs_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PRIMARY_MODE = "sampled"  # its metrics carry no suffix
+
+
+@dataclass(frozen=True)
+class Document:
+    """What to write of which methods, and where.
+
+    Args:
+        methods: in the order of tables and legends.
+        out: folder of the document; figures go into ``figures/``, pictures of agents into ``latents/``.
+        mode: way of acting of the results.
+        thresholds: success rates to which steps are counted.
+        window: environment steps of the trailing mean over training rollouts.
+        formats: of figures, ``png`` or ``pdf``.
+    """
+
+    methods: Sequence[Method]
+    out: Path
+    mode: str
+    thresholds: Sequence[float]
+    window: float
+    formats: Sequence[str]
+
+    @property
+    def evaluation(self) -> str:
+        """The metric of evaluations in this mode."""
+        return "success" if self.mode == PRIMARY_MODE else f"success_{self.mode}"
+
+    def write(self, command: str, warnings: Sequence[str]) -> Path:
+        """Write ``report.md`` with its figures; returns its path.
+
+        Args:
+            command: that makes this document.
+            warnings: sentences to begin with.
+        """
+        listed = "".join(f"- {warning}\n" for warning in warnings)
+        sections = [
+            f"# Report\n\nMade by `{command}`.\n\nSuccess: share of episodes that are solved at any step. "
+            f"Way of acting: {self.mode}.\n",
+            f"## Warnings\n\n{listed}" if warnings else "",
+            *(self.success(p) for p in protocols_of(run for method in self.methods for run in method.runs)),
+            self.steps(),
+            self.curves(),
+            f"## Runs\n\n{runs_table(self.methods)}",
+            self.latents(),
+        ]
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / "report.md"
+        path.write_text("\n".join(section for section in sections if section), encoding="utf-8")
+        return path
+
+    def success(self, protocol: str) -> str:
+        """Results of one protocol: over families, per family, and of pairs of methods."""
+        bars = figures.success_bars(self.methods, protocol)
+        name = f"success-{_file_name(protocol)}"
+        parts = [
+            f"## Success, protocol {protocol}\n",
+            f"{protocol_text(self.methods, protocol)}.\n",
+            tables.success_table(self.methods, protocol),
+            f"{tables.INTERVALS} {tables.IQM}\n",
+            f"### Per family, {protocol}\n",
+            tables.family_table(self.methods, protocol),
+            f"{tables.INTERVALS}\n",
+            self.figure(bars, name, f"Success per family, protocol {protocol}. Intervals as in the table."),
+        ]
+        if improvement := tables.improvement_table(self.methods, protocol):
+            parts += [f"### Probability of improvement, {protocol}\n", improvement, f"{tables.IMPROVEMENT}\n"]
+        return "\n".join(part for part in parts if part)
+
+    def steps(self) -> str:
+        """Environment steps to given success rates; empty if nothing was logged in training."""
+        window = f"trailing mean over {self.window:,.0f} environment steps, from the first whole window on"
+        parts = []
+        for metric, what in (
+            ("rollout/success/mean", f"Train families, training rollouts: {window}."),
+            (f"{self.evaluation}/test/mean", "Test families, evaluations while training: not smoothed."),
+        ):
+            if table := tables.steps_table(
+                self.methods, metric, self.thresholds, self.window if "roll" in metric else 0
+            ):
+                parts += [f"{what} `{metric}`\n", table]
+        if not parts:
+            return ""
+        return "\n".join(["## Environment steps to a success rate\n", *parts, f"{tables.STEPS}\n"])
+
+    def curves(self) -> str:
+        """Learning curves and diagnostics; empty if nothing was logged in training."""
+        note = (
+            "Lines: means over seeds, as far as a method's shortest run; bands: 95 % intervals over seeds "
+            "(percentile bootstrap of whole seeds), none for a single seed."
+        )
+        smooth = (
+            f"Rollouts: trailing mean over {self.window:,.0f} environment steps; evaluations as they are."
+        )
+        shown = [
+            self.figure(
+                figures.learning_curves(self.methods, self.evaluation, self.window),
+                "learning",
+                f"Mean over families. {smooth} {note}",
+            ),
+            self.figure(
+                figures.family_curves(self.methods, self.evaluation, self.window),
+                "families",
+                f"Each family. {smooth} {note}",
+            ),
+            self.figure(
+                figures.diagnostics(self.methods), "diagnostics", f"Use of macro-action and belief. {note}"
+            ),
+        ]
+        return "\n".join(["## Learning curves\n", *filter(None, shown)]) if any(shown) else ""
+
+    def latents(self) -> str:
+        """Pictures that lie in the runs' folders ``latents/``, copied; empty without any."""
+        parts = []
+        runs = [run for method in self.methods for run in method.runs if run.latents]
+        for number, run in enumerate(runs, 1):
+            parts.append(f"### {run.label}, seed {run.seed}\n")
+            folder = Path("latents") / f"{number}-{_file_name(run.label)}-seed{run.seed}"
+            (self.out / folder).mkdir(parents=True, exist_ok=True)
+            for picture in run.latents:
+                shutil.copyfile(picture, self.out / folder / picture.name)
+                parts.append(f"![{picture.stem}]({(folder / picture.name).as_posix()})\n")
+        return "\n".join(["## Latent variables\n", *parts]) if parts else ""
+
+    def figure(self, figure: Figure | None, name: str, caption: str) -> str:
+        """Save a figure and return what shows it, or links to it where Markdown cannot show the format."""
+        if figure is None:
+            return ""
+        figures.save(figure, self.out / "figures" / name, self.formats)
+        shown = "png" if "png" in self.formats else self.formats[0]
+        return f"{'!' if shown == 'png' else ''}[{name}](figures/{name}.{shown})\n\n{caption}\n"
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text)

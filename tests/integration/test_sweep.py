@@ -1,0 +1,173 @@
+"""``hmrl sweep``: everything runs once, what was stopped is continued, what is finished stays."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import hmrl.sweep
+from hmrl.sweep import main, read
+from hmrl.types import UserError
+
+BUDGET = 100
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path) -> Path:
+    overlay = tmp_path / "flat.yaml"
+    overlay.write_text("model: {macro_vae: null}\n")
+    content = {
+        "base": ["configs/ml10.yaml"],
+        "seeds": [1, 2],
+        "fit": {"budget.env_steps": BUDGET},
+        "test": {"data.test": "{goals: 2}"},
+        "runs": {
+            "full": [],
+            "flat": [str(overlay)],
+            "n3": {"set": {"model.macro_vae.n": 3, "data.horizon": 50, "data.train_families": ["reach"]}},
+        },
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+class Commands:
+    """In the place of ``hmrl fit`` and ``hmrl test``: leaves behind what they leave."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[list[str]] = []
+        self.reported: list[list[str]] = []
+        self.steps: dict[str, int] = {}  # that training gets to, by run
+        self.fails: set[str] = set()
+        monkeypatch.setattr(subprocess, "run", self.run)
+        monkeypatch.setattr(hmrl.sweep, "report", self.reported.append)
+        monkeypatch.setattr(hmrl.sweep, "load", lambda path: json.loads(Path(path).read_text()))
+        monkeypatch.setattr(hmrl.sweep, "env_steps_of", lambda content: content["env_steps"])
+
+    def run(self, command: list[str], **options: Any) -> Any:
+        arguments = command[3:]
+        self.asked.append(arguments)
+        folder = Path(arguments[arguments.index("--run_dir") + 1])
+        checkpoints = folder / "checkpoints"
+        if arguments[0] == "fit":
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(f"budget: {{env_steps: {BUDGET}}}\n")
+            steps = self.steps.get(folder.name, BUDGET)
+            for name in ("last.ckpt", "last.weights.ckpt"):
+                (checkpoints / name).write_text(json.dumps({"env_steps": steps}))
+        else:
+            assert (checkpoints / "last.weights.ckpt").is_file()
+            (folder / "test-first_episode.json").write_text("{}")
+        return subprocess.CompletedProcess(command, int(folder.name in self.fails))
+
+    def names(self) -> list[str]:
+        return [f"{a[0]} {Path(a[a.index('--run_dir') + 1]).name}" for a in self.asked]
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    return Commands(monkeypatch)
+
+
+ALL = [f"{name}-seed{seed}" for seed in (1, 2) for name in ("full", "flat", "n3")]
+
+
+def test_everything_is_trained_tested_and_reported(
+    sweep_file: Path, commands: Commands, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    main([str(sweep_file), "--out", str(out)])
+    assert commands.names() == [f"{what} {name}" for name in ALL for what in ("fit", "test")]
+    fit, test = commands.asked[4:6]
+    common = ["--config", "configs/ml10.yaml", "--run_dir", str(out / "n3-seed1"), "--seed_everything", "1"]
+    own = ["--model.macro_vae.n", "3", "--data.horizon", "50", "--data.train_families", '["reach"]']
+    assert fit == ["fit", *common, "--budget.env_steps", "100", *own, "--ckpt_path", "last"]
+    weights = str(out / "n3-seed1" / "checkpoints" / "last.weights.ckpt")
+    assert test == ["test", *common, "--data.test", "{goals: 2}", *own[2:], "--ckpt_path", weights]
+    assert commands.reported == [[*(str(out / name) for name in ALL), "--out", str(out / "report")]]
+    kept = sorted(p.name for p in (out / "full-seed1" / "checkpoints").iterdir())
+    assert kept == ["last.weights.ckpt"]
+    log = (out / "flat-seed2" / "log.txt").read_text()
+    assert log.count("-m hmrl") == 2
+
+
+def test_what_is_finished_is_not_run_again(sweep_file: Path, commands: Commands, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main([str(sweep_file), "--out", str(out), "--only", "flat", "--keep_checkpoints"])
+    assert (out / "flat-seed1" / "checkpoints" / "last.ckpt").is_file()
+    commands.asked.clear()
+    main([str(sweep_file), "--out", str(out), "--jobs", "3"])
+    rest = [name for name in ALL if "flat" not in name]
+    assert sorted(commands.names()) == sorted(f"{what} {name}" for name in rest for what in ("fit", "test"))
+
+
+def test_a_run_that_was_stopped_is_not_tested_but_continued(
+    sweep_file: Path, commands: Commands, tmp_path: Path
+) -> None:
+    """Training that is asked to stop ends with exit code 0, before its budget."""
+    out = tmp_path / "out"
+    commands.steps["flat-seed2"] = BUDGET - 1
+    with pytest.raises(UserError, match=r"1 run\(s\) failed: flat-seed2"):
+        main([str(sweep_file), "--out", str(out)])
+    assert "test flat-seed2" not in commands.names()
+    assert str(out / "flat-seed2") not in commands.reported[0]
+    commands.steps.clear()
+    commands.asked.clear()
+    main([str(sweep_file), "--out", str(out)])
+    assert commands.names() == ["fit flat-seed2", "test flat-seed2"]
+
+
+def test_a_failure_does_not_stop_the_others(sweep_file: Path, commands: Commands, tmp_path: Path) -> None:
+    commands.fails.add("full-seed1")
+    with pytest.raises(UserError, match="failed: full-seed1"):
+        main([str(sweep_file), "--out", str(tmp_path / "out")])
+    assert commands.names() == ["fit full-seed1", *(f"{w} {n}" for n in ALL[1:] for w in ("fit", "test"))]
+
+
+def test_a_dry_run_runs_nothing(
+    sweep_file: Path, commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(sweep_file), "--out", str(tmp_path / "out"), "--dry_run"])
+    assert not commands.asked
+    assert capsys.readouterr().out.count("to do hmrl fit") == len(ALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": [1]}, "must have the keys base, seeds and runs"),
+        ({"seeds": [1, 1]}, "different seeds"),
+        ({"seeds": []}, "one or more"),
+        ({"runs": {"full": ["configs/none.yaml"]}}, "runs.full names configs/none.yaml, which is no file"),
+        ({"runs": {"full": {"sets": {}}}}, "runs.full has the key 'sets': use config and set"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    sweep_file: Path, commands: Commands, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    sweep_file.write_text(yaml.safe_dump(yaml.safe_load(sweep_file.read_text()) | change, sort_keys=False))
+    with pytest.raises(UserError, match=said):
+        main([str(sweep_file), "--out", str(tmp_path / "out")])
+    assert not commands.asked
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_mistakes(sweep_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no sweep file at"):
+        main([str(tmp_path / "none.yaml"), "--out", str(tmp_path)])
+    with pytest.raises(UserError, match="--only names many, but the sweep has full, flat, n3"):
+        main([str(sweep_file), "--out", str(tmp_path), "--only", "many"])
+    with pytest.raises(UserError, match="--jobs is 0"):
+        main([str(sweep_file), "--out", str(tmp_path), "--jobs", "0"])
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_sweeps_that_come_along_can_be_read(path: Path, tmp_path: Path) -> None:
+    runs = read(path).expand(tmp_path)
+    assert len({run.folder for run in runs}) == len(runs) > 1

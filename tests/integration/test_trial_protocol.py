@@ -1,0 +1,239 @@
+"""Meta-World's own evaluation drives our agent: it must be given what it was given in training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from metaworld.evaluation import metalearning_evaluation
+
+from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
+from hmrl.envs.recorded import RecordedEnvs
+from hmrl.module import HierarchicalMetaRL
+from hmrl.protocol import TrialAgent
+from hmrl.rollout import collect, seeded
+from hmrl.types import Acting, ActorStep, Carry
+from integration.toy import HORIZON, ToyEnvs, tiny_module, toy_data
+
+FAMILIES = ("reach", "push")
+TASKS = {"reach": "SawyerReachEnvV3", "push": "SawyerPushEnvV3"}
+REPEATS = 3
+MEAN = Acting(action="mean")
+
+
+def toy_envs(solved: int | None = None) -> ToyEnvs:
+    goals = Goals("train", 1, None, 0, repeats=REPEATS)
+    return ToyEnvs(FAMILIES, goals, [0, 0], 1, HORIZON, [], solved=solved)
+
+
+class TrialEnvs:
+    """The toy world as ``metaworld.evaluation`` wants it: same-step autoreset, recurrent observations."""
+
+    num_envs = len(FAMILIES)
+
+    def __init__(self, envs: ToyEnvs) -> None:
+        self.envs, self.trial, self.terminate = envs, -1, False
+        self.seen: list[np.ndarray] = []
+
+    def get_attr(self, name: str) -> Any:
+        assert name in ("task_name", "terminate_on_success")
+        return [TASKS[f] for f in FAMILIES] if name == "task_name" else [self.terminate] * 2
+
+    def call(self, name: str, *args: Any) -> Any:
+        if name == "sample_tasks":
+            self.trial += 1
+        if name == "toggle_terminate_on_success":
+            self.terminate = args[0]
+
+    def reset(self) -> Any:
+        self.number = self.elapsed = 0
+        self.returns = np.zeros(2)
+        observation = self.envs.reset(self.trial * REPEATS)
+        return self._recurrent(observation, np.zeros((2, ACTION_DIM)), np.zeros(2), 0.0), {}
+
+    def step(self, actions: Any) -> Any:
+        taken = self.envs.step(np.asarray(actions))
+        self.elapsed += 1
+        self.returns += taken.reward
+        success = np.asarray(taken.success)
+        info: dict[str, Any] = {"success": success.astype(float)}
+        done = (self.terminate and success.any()) or self.elapsed == HORIZON  # all at once, as all are alike
+        ended = np.full(2, done)
+        observation, reward = taken.observation, taken.reward
+        if done:
+            episode = {"r": self.returns.copy(), "l": np.full(2, self.elapsed)}
+            info = {"final_info": {"success": success.astype(float), "episode": episode}}
+            self.number += 1
+            self.elapsed = 0
+            self.returns = np.zeros(2)
+            observation = self.envs.reset(self.trial * REPEATS + self.number % REPEATS)
+        return (
+            self._recurrent(observation, actions * (not done), reward * (not done), float(done)),
+            reward,
+            ended & self.terminate & success,
+            ended & ~(self.terminate & success),
+            info,
+        )
+
+    @staticmethod
+    def _recurrent(observation: Any, action: Any, reward: Any, ended: float) -> np.ndarray:
+        return np.concatenate([observation, action, reward[:, None], np.full((2, 1), ended)], axis=1)
+
+
+class Notes:
+    """Passes everything on to an agent, and notes what it was given."""
+
+    def __init__(self, agent: Any) -> None:
+        self.agent, self.decision_interval = agent, agent.decision_interval
+        self.given: list[tuple[torch.Tensor, torch.Tensor, Carry]] = []
+        self.actions: list[torch.Tensor] = []
+        self.carries = 0
+
+    def initial_carry(self, batch_size: int) -> Carry:
+        self.carries += 1
+        return self.agent.initial_carry(batch_size)
+
+    def act(self, observation: Any, reward: Any, carry: Carry, acting: Acting) -> tuple[ActorStep, Carry]:
+        self.given.append((observation.clone(), reward.clone(), carry))
+        step, carry = self.agent.act(observation, reward, carry, acting)
+        self.actions.append(step.action.clone())
+        return step, carry
+
+
+@pytest.fixture(scope="module")
+def module() -> HierarchicalMetaRL:
+    with seeded(5):
+        module = tiny_module(toy_data(), decision_interval=3)
+        for parameter in module.policy.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        module.policy.observe(torch.randn(50, OBSERVATION_DIM), torch.rand(50))
+    return module
+
+
+def test_a_trial_is_what_training_on_trials_sees(module: HierarchicalMetaRL) -> None:
+    """Observations, summed rewards, memory and actions, over the resets of the adaptation episodes."""
+    trained, tested = Notes(module.policy), Notes(module.policy)
+    collect(
+        toy_envs(0),
+        trained,
+        episode=0,
+        episodes=REPEATS,
+        acting=MEAN,
+        families=FAMILIES,
+        split="train",
+        mode="mean_action",
+    )
+    agent = TrialAgent(tested, MEAN, FAMILIES)
+    metalearning_evaluation(
+        agent, TrialEnvs(toy_envs(0)), num_evals=1, adaptation_episodes=REPEATS, evaluation_episodes=1
+    )
+    decisions = REPEATS * -(-HORIZON // 3)
+    assert len(trained.given) == decisions + 1  # and the bootstrap
+    assert len(tested.given) == decisions + -(-HORIZON // 3)
+    for i in range(decisions):
+        for a, b in zip(trained.given[i][:2], tested.given[i][:2], strict=True):
+            assert torch.allclose(a, b, atol=1e-6), i
+        hidden = zip(trained.given[i][2].hidden, tested.given[i][2].hidden, strict=True)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in hidden)
+        assert torch.allclose(trained.actions[i], tested.actions[i], atol=1e-6)
+    # Where evaluation begins, memory goes on, with the last reward of adaptation.
+    _, reward, carry = tested.given[decisions]
+    assert carry.hidden[0].abs().sum() > 0
+    assert torch.allclose(reward, trained.given[decisions][1], atol=1e-6)
+
+
+def test_only_a_new_trial_clears_memory(module: HierarchicalMetaRL) -> None:
+    notes = Notes(module.policy)
+    agent = TrialAgent(notes, MEAN, FAMILIES)
+    metalearning_evaluation(
+        agent, TrialEnvs(toy_envs(0)), num_evals=4, adaptation_episodes=2, evaluation_episodes=2
+    )
+    assert notes.carries == 4
+    empty = [i for i, (_, _, carry) in enumerate(notes.given) if not carry.hidden[0].any()]
+    each = len(notes.given) // 4
+    assert empty == [0, each, 2 * each, 3 * each]
+    assert all(not notes.given[i][1].any() for i in empty)  # no reward of the trial before
+
+
+class Counting:
+    """Acts by the number of decisions that each environment has had."""
+
+    decision_interval = 3
+
+    def initial_carry(self, batch_size: int) -> Carry:
+        zeros = torch.zeros(batch_size, ACTION_DIM)
+        return Carry((torch.zeros(1, batch_size, 1),), torch.zeros(batch_size, OBSERVATION_DIM), zeros)
+
+    def act(self, observation: Any, reward: Any, carry: Carry, acting: Acting) -> tuple[ActorStep, Carry]:
+        count = carry.hidden[0] + 1
+        action = (count[0] / 100).expand(-1, ACTION_DIM).clone()
+        action[:, 1] = reward / 100
+        nothing = torch.zeros(len(action), 0)
+        step = ActorStep(action, torch.zeros(len(action)), nothing, nothing)
+        return step, Carry((count,), observation, action)
+
+
+def test_each_environment_decides_in_its_own_time() -> None:
+    agent = TrialAgent(Counting(), Acting(), FAMILIES)
+    agent.init()
+    agent.reset(np.array([True, True]))
+    observed = np.zeros((2, OBSERVATION_DIM + ACTION_DIM + 2))
+    observed[:, OBSERVATION_DIM + ACTION_DIM] = 1.0  # a reward at every step
+    counts, rewards = [], []
+    for t in range(8):
+        action = agent.eval_action(observed) * 100
+        counts.append(action[:, 0].round().tolist())
+        rewards.append(action[:, 1].round().tolist())
+        agent.reset(np.array([t == 3, False]))  # the first environment's episode ends after step 3
+    assert [c[0] for c in counts] == [1, 1, 1, 2, 3, 3, 3, 4]
+    assert [c[1] for c in counts] == [1, 1, 1, 2, 2, 2, 3, 3]
+    assert [r[0] for r in rewards] == [1, 1, 1, 3, 1, 1, 1, 3]  # summed since the last decision
+    assert [r[1] for r in rewards] == [1, 1, 1, 3, 3, 3, 3, 3]
+
+
+def test_an_action_that_is_no_number_names_its_family() -> None:
+    class Broken(Counting):
+        def act(self, *args: Any) -> Any:
+            step, carry = super().act(*args)
+            step.action[1] = torch.nan
+            return step, carry
+
+    agent = TrialAgent(Broken(), Acting(), FAMILIES)
+    agent.init()
+    with pytest.raises(Exception, match="action of family push is not finite"):
+        agent.adapt_action(np.zeros((2, OBSERVATION_DIM + ACTION_DIM + 2)))
+
+
+@pytest.mark.parametrize("solved", [0, 2])
+def test_every_episode_is_noted(solved: int) -> None:
+    """Against the toy world's own record."""
+    toy = toy_envs(solved)
+    envs = RecordedEnvs.__new__(RecordedEnvs)
+    inner: Any = TrialEnvs(toy)
+    envs.env, envs.episodes, envs.families = inner, [], FAMILIES
+    envs._goal_visible, envs._trial, envs._phase = False, -1, "adaptation"
+    envs._number, envs._ever = np.zeros(2, dtype=int), np.zeros(2, dtype=np.bool_)
+    success, _, by_family = metalearning_evaluation(
+        TrialAgent(Counting(), Acting(), FAMILIES),
+        envs,
+        num_evals=2,
+        adaptation_episodes=2,
+        evaluation_episodes=1,
+    )
+    assert success == solved / 2
+    assert by_family == {f"{f}-v3": float(solved > 0) for f in FAMILIES}
+    adapted = [e for e in envs.episodes if e.phase == "adaptation"]
+    assert [(e.trial, e.number, e.env) for e in adapted] == [
+        (t, n, i) for t in range(2) for n in range(2) for i in range(2)
+    ]
+    record = [e for e in toy._record if len(e.rewards) == HORIZON]
+    whole = [e for e in envs.episodes if e.length == HORIZON]
+    for noted, own in zip(whole, record, strict=True):
+        assert noted.episode_return == pytest.approx(sum(own.rewards))
+        assert noted.success == any(own.successes)
+    evaluated = [e for e in envs.episodes if e.phase == "evaluation"]
+    assert [(e.trial, e.number, e.env) for e in evaluated] == [(t, 0, i) for t in range(2) for i in range(2)]
+    assert all(e.success == e.final_success == (solved > 0) for e in evaluated)
+    assert all(e.length == (1 if solved else HORIZON) for e in evaluated)
