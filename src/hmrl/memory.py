@@ -10,11 +10,11 @@ _LARGE = 4 << 20  # bytes; a simulator's model is larger, a minibatch's activati
 
 
 def keep_heaps_small() -> None:
-    """Let all threads allocate from two heaps, and large blocks outside them. Call it before simulators are made.
+    """Two heaps for all threads, and large blocks outside them. Call it before simulators are made.
 
     Simulators and their threads come and go with evaluations. A heap of its own for each thread stays
-    behind partly filled; and once a large block has been freed, glibc would take the next ones from a heap, where
-    they leave holes. Together, that made a run of the smoke configuration grow by a fifth in 200 iterations.
+    behind partly filled; and once a large block has been freed, glibc would take the next ones from a
+    heap, where they leave holes. Together, that made a run of the smoke configuration grow by a fifth.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
