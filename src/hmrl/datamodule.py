@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from hmrl.agents import choose_agent
 from hmrl.config import as_config
 from hmrl.distributed import gather, rank_and_world_size, share_of, together
 from hmrl.envs import Backend, benchmark, make_envs
@@ -23,8 +22,8 @@ from hmrl.envs.benchmarks import (
     Goals,
 )
 from hmrl.evaluation import EvaluationConfig, TrialConfig, default_modes
+from hmrl.evaluator import Evaluator
 from hmrl.memory import give_back_memory, keep_heaps_small
-from hmrl.protocol import Trials, evaluate_trials
 from hmrl.replay import TrajectoryReplay, deal
 from hmrl.rollout import collect, seeded
 from hmrl.stream import Batch, RolloutStream
@@ -33,7 +32,6 @@ from hmrl.types import Acting, Agent, Rollout, Split, TaskEnvs, UserError
 # Independent streams of goals and of random numbers: what is drawn in one never depends on another.
 # Learning (hmrl.module) has stream 1.
 _TRAIN, _VALIDATION, _TEST = 0, 2, 3
-_SPLITS: tuple[Split, Split] = ("train", "test")
 
 
 class MetaWorldDataModule(pl.LightningDataModule):
@@ -164,102 +162,53 @@ class MetaWorldDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> RolloutStream[Batch]:
         """One rollout an epoch, collected with the weights that the last iteration left."""
-        if int(self._module.iteration) and not self.replay.size and rank_and_world_size()[0] == 0:
+        if int(self.module.iteration) and not self.replay.size and rank_and_world_size()[0] == 0:
             print(f"the checkpoint holds no replay of {type(self).__name__}: it starts empty")
         return RolloutStream(1, lambda _: self._draw_training())
 
     def val_dataloader(self) -> list[RolloutStream[Any]]:
         """Train families, then test families, in every mode."""
-        return [self._evaluation(split, self.validation, _VALIDATION) for split in _SPLITS]
+        return Evaluator(self, self.validation, training=_TRAIN, stream=_VALIDATION).streams()
 
     def test_dataloader(self) -> list[RolloutStream[Any]]:
         """Train families, then test families, in every mode."""
-        return [self._evaluation(split, self.test, _TEST) for split in _SPLITS]
+        return Evaluator(self, self.test, training=_TRAIN, stream=_TEST).streams()
 
     def _draw_training(self) -> Batch:
         give_back_memory()
-        iteration = int(self._module.iteration)  # the trial's number, too: it resumes with the weights
+        iteration = int(self.module.iteration)  # the trial's number, too: it resumes with the weights
         with together():
             if self._envs is None:
                 goals = Goals("train", self.seed, self.goals_per_family, _TRAIN, self.episodes_per_trial)
                 self._envs = self.make_envs(self.backend, goals, self.envs_per_family)
-            rollout = self._collect(
+            rollout = self.collect(
                 self._envs,
-                self._module.policy,
+                self.module.policy,
                 (_TRAIN, iteration),
                 "train",
                 episode=iteration,
                 episodes=self.episodes_per_trial,
-                acting=self._module.acting,
+                acting=self.module.acting,
                 mode="training",
             )
             self.replay.append(rollout)
         return Batch(rollout, self.replay)
 
-    def _evaluation(self, split: Split, config: EvaluationConfig, stream: int) -> RolloutStream[Any]:
-        if config.protocol == "meta_world":
-            return self._trials(split, config, stream)
-        goals = config.goals_of(split, self.seed, self.goals_per_family, training=_TRAIN, stream=stream)
-        stride = config.envs_per_family
-        rounds = config.goals // stride
-        modes = self._modes(config)
-        envs: list[TaskEnvs] = []
-
-        def draw(i: int) -> Rollout:
-            (name, acting), episode = modes[i // rounds], i % rounds
-            with together():
-                if not envs:
-                    backend, visible = config.backend or self.backend, config.agent == "expert"
-                    envs.append(self.make_envs(backend, goals, stride, goal_visible=visible))
-                agent = choose_agent(config.agent, self._module.policy, envs[0].families)
-                key = (stream, int(split == "test"), i)
-                rollout = self._collect(envs[0], agent, key, split, episode=episode, acting=acting, mode=name)
-            rank, world_size = rank_and_world_size()
-            share = stride // world_size
-            slots = [rank * share + b % share for b in range(len(envs[0].families))]
-            return replace(rollout, goal=torch.tensor([goals.number(s, episode, stride) for s in slots]))
-
-        def close() -> None:
-            while envs:
-                envs.pop().close()
-
-        return RolloutStream(len(modes) * rounds, draw, close)
-
-    def _modes(self, config: EvaluationConfig) -> list[tuple[str, Acting]]:
-        """Experts and random agents have no levels to act in several ways with."""
-        return list(self.modes.items())[: None if config.agent == "policy" else 1]
-
-    def _trials(self, split: Split, config: EvaluationConfig, stream: int) -> RolloutStream[Trials]:
-        """Meta-World's own evaluation, a mode at a time."""
-        modes = self._modes(config)
-
-        def draw(i: int) -> Trials:
-            name, acting = modes[i]
-            with seeded(self.seed, stream, 0, int(split == "test"), i):
-                return evaluate_trials(
-                    self._module.policy,
-                    config,
-                    self.trials,
-                    self.benchmark,
-                    seed=self.seed,
-                    horizon=self.horizon,
-                    acting=acting,
-                    split=split,
-                    mode=name,
-                    device=self._module.device,
-                )
-
-        return RolloutStream(len(modes), draw)
-
-    def _collect(
+    def collect(
         self, envs: TaskEnvs, agent: Agent, key: tuple[int, ...], split: Split, **options: Any
     ) -> Rollout:
+        """One trial in ``envs``, on the random stream that ``key`` names.
+
+        Args:
+            options: of :func:`hmrl.rollout.collect`.
+        """
         families, (stream, *rest) = self.benchmark.families(split), key
         with seeded(self.seed, stream, rank_and_world_size()[0], *rest):
-            return collect(envs, agent, families=families, split=split, device=self._module.device, **options)
+            return collect(envs, agent, families=families, split=split, device=self.module.device, **options)
 
     @property
-    def _module(self) -> Any:
+    def module(self) -> Any:
+        """The LightningModule that is trained or evaluated."""
         assert self.trainer is not None
         return self.trainer.lightning_module
 

@@ -18,6 +18,7 @@ import torch
 
 import hmrl.datamodule
 import hmrl.envs.metaworld
+import hmrl.evaluator
 from hmrl.datamodule import MetaWorldDataModule
 from hmrl.envs import Backend
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM
@@ -86,7 +87,8 @@ def goals_met(
     monkeypatch.setattr(hmrl.envs.metaworld, "GoalEnv", Simulator)
     monkeypatch.setattr(hmrl.envs.metaworld, "_benchmark_tasks", lambda *_: tasks)
     monkeypatch.setattr(hmrl.datamodule, "collect", collect)
-    monkeypatch.setattr(hmrl.datamodule, "rank_and_world_size", lambda: (rank, world_size))
+    for module_of_hmrl in (hmrl.datamodule, hmrl.evaluator):
+        monkeypatch.setattr(module_of_hmrl, "rank_and_world_size", lambda: (rank, world_size))
 
     evaluation = EvaluationConfig(2 * ENVS, ENVS)
     data = MetaWorldDataModule(

@@ -52,7 +52,7 @@ class FixedRollouts(ToyDataModule):
         slots = [slot for _ in names for slot in range(envs_per_family)]
         return ToyEnvs(families, goals, slots, envs_per_family, self.horizon, self.episodes)
 
-    def _collect(self, envs: Any, agent: Any, key: tuple[int, ...], split: Any, **options: Any) -> Rollout:
+    def collect(self, envs: Any, agent: Any, key: tuple[int, ...], split: Any, **options: Any) -> Rollout:
         rank, world_size = rank_and_world_size()
         with seeded(self.seed, *key):
             families = self.benchmark.families(split)
@@ -202,7 +202,7 @@ def fail(folder: Path, unlucky: int) -> tuple[str, str]:
     data = toy_data(validation=EvaluationConfig(2, 2))
 
     def roll_away() -> None:
-        if rank_and_world_size()[0] == unlucky and data._module.iteration == 1:
+        if rank_and_world_size()[0] == unlucky and data.module.iteration == 1:
             raise UserError(f"the goal of rank {unlucky} has rolled away")
 
     data.on_training_step = roll_away

@@ -31,7 +31,7 @@ class CommandDataModule(ToyDataModule):
 
             def step(action: Any) -> EnvStep:
                 taken = take_step(action)
-                return taken if self._module.iteration != 1 else faulty(taken)
+                return taken if self.module.iteration != 1 else faulty(taken)
 
             envs.step = step
         return envs
