@@ -1,0 +1,96 @@
+"""The rollouts of an evaluation: every goal once, in every way of acting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from hmrl.agents import choose_agent
+from hmrl.distributed import rank_and_world_size, together
+from hmrl.evaluation import EvaluationConfig
+from hmrl.protocol import Trials, evaluate_trials
+from hmrl.rollout import seeded
+from hmrl.stream import RolloutStream
+from hmrl.types import Acting, Rollout, Split, TaskEnvs
+
+
+class Evaluator:
+    """Makes the streams of one evaluation.
+
+    Args:
+        data: the data module, whose environments, agent and seed are used.
+        config: how to evaluate.
+        training, stream: numbers of training's stream of goals and of this evaluation's own.
+    """
+
+    def __init__(self, data: Any, config: EvaluationConfig, *, training: int, stream: int) -> None:
+        self._data, self._config = data, config
+        self._training, self._stream = training, stream
+        modes: list[tuple[str, Acting]] = list(data.modes.items())
+        # Experts and random agents have no levels to act in several ways with.
+        self._modes = modes if config.agent == "policy" else modes[:1]
+
+    def streams(self) -> list[RolloutStream[Any]]:
+        """Train families, then test families, in every mode."""
+        make = self._trials if self._config.protocol == "meta_world" else self._rollouts
+        return [make("train"), make("test")]
+
+    def _rollouts(self, split: Split) -> RolloutStream[Any]:
+        data, config = self._data, self._config
+        goals = config.goals_of(
+            split, data.seed, data.goals_per_family, training=self._training, stream=self._stream
+        )
+        stride = config.envs_per_family
+        rounds = config.goals // stride
+        envs: list[TaskEnvs] = []
+
+        def draw(i: int) -> Rollout:
+            (mode, acting), episode = self._modes[i // rounds], i % rounds
+            with together():
+                if not envs:
+                    backend, visible = config.backend or data.backend, config.agent == "expert"
+                    envs.append(data.make_envs(backend, goals, stride, goal_visible=visible))
+                agent = choose_agent(config.agent, data.module.policy, envs[0].families)
+                rollout: Rollout = data.collect(
+                    envs[0],
+                    agent,
+                    (self._stream, int(split == "test"), i),
+                    split,
+                    episode=episode,
+                    acting=acting,
+                    mode=mode,
+                )
+            rank, world_size = rank_and_world_size()
+            share = stride // world_size
+            slots = [rank * share + b % share for b in range(len(envs[0].families))]
+            return replace(rollout, goal=torch.tensor([goals.number(s, episode, stride) for s in slots]))
+
+        def close() -> None:
+            while envs:
+                envs.pop().close()
+
+        return RolloutStream(len(self._modes) * rounds, draw, close)
+
+    def _trials(self, split: Split) -> RolloutStream[Any]:
+        """Meta-World's own evaluation, a mode at a time."""
+        data = self._data
+
+        def draw(i: int) -> Trials:
+            mode, acting = self._modes[i]
+            with seeded(data.seed, self._stream, 0, int(split == "test"), i):
+                return evaluate_trials(
+                    data.module.policy,
+                    self._config,
+                    data.trials,
+                    data.benchmark,
+                    seed=data.seed,
+                    horizon=data.horizon,
+                    acting=acting,
+                    split=split,
+                    mode=mode,
+                    device=data.module.device,
+                )
+
+        return RolloutStream(len(self._modes), draw)
