@@ -1,4 +1,4 @@
-"""The floor and the ceiling of every table: uniformly random actions, and Meta-World's scripted experts."""
+"""The floor and the ceiling of every table: uniformly random actions, and scripted experts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, metaworld_name
+from hmrl.envs.benchmarks import ACTION_DIM, GRID_WORLD, World, metaworld_name
+from hmrl.envs.gridworld import STEP, Points
 from hmrl.types import Acting, ActorStep, Agent, Carry
 
 AgentName = Literal["policy", "expert", "random"]
 
 
 def _without_memory(batch_size: int) -> Carry:
-    return Carry((), torch.zeros(batch_size, OBSERVATION_DIM), torch.zeros(batch_size, ACTION_DIM))
+    nothing = torch.zeros(batch_size, 0)
+    return Carry((), nothing, nothing, nothing, torch.zeros(batch_size, 1, dtype=torch.int64))
 
 
 def _step(action: Tensor) -> ActorStep:
@@ -55,15 +57,43 @@ class ScriptedExpert:
         return _step(torch.from_numpy(actions).float()), carry
 
 
+class GridWorldExpert:
+    """Goes the shortest way through the grid world to the goal, which it must be shown.
+
+    Args:
+        families: of each environment.
+        scale: how many times as wide their layouts are.
+    """
+
+    decision_interval = 1
+
+    def __init__(self, families: Sequence[str], scale: int) -> None:
+        self._points = Points(families, scale)
+
+    def initial_carry(self, batch_size: int) -> Carry:
+        """No memory."""
+        return _without_memory(batch_size)
+
+    def act(
+        self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting
+    ) -> tuple[ActorStep, Carry]:
+        """Straight to the next cell of the way; ``acting`` makes no difference."""
+        seen = observation.double().cpu().numpy()
+        position = seen[:, GRID_WORLD.ego_indices[:2]]
+        target, _ = self._points.way(position, seen[:, GRID_WORLD.goal_indices])
+        return _step(torch.from_numpy((target - position) / STEP).float()), carry
+
+
 class RandomAgent:
     """Uniform actions in [-1, 1], from torch's global generator.
 
     Args:
         decision_interval: that of the agents it is compared with.
+        action_dim: A.
     """
 
-    def __init__(self, decision_interval: int) -> None:
-        self.decision_interval = decision_interval
+    def __init__(self, decision_interval: int, action_dim: int = ACTION_DIM) -> None:
+        self.decision_interval, self._action_dim = decision_interval, action_dim
 
     def initial_carry(self, batch_size: int) -> Carry:
         """No memory."""
@@ -73,17 +103,19 @@ class RandomAgent:
         self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting
     ) -> tuple[ActorStep, Carry]:
         """A new action; ``acting`` makes no difference."""
-        return _step(torch.rand(len(observation), ACTION_DIM) * 2 - 1), carry
+        return _step(torch.rand(len(observation), self._action_dim) * 2 - 1), carry
 
 
-def choose_agent(name: AgentName, policy: Agent, families: Sequence[str]) -> Agent:
+def choose_agent(name: AgentName, policy: Agent, families: Sequence[str], world: World) -> Agent:
     """Who acts in an evaluation.
 
     Args:
         name: the trained policy, or one that it is compared with.
         policy: the trained one.
         families: of each environment.
+        world: theirs.
     """
     if name == "expert":
-        return ScriptedExpert(families)
-    return RandomAgent(policy.decision_interval) if name == "random" else policy
+        grid = "gridworld" in world.backends
+        return GridWorldExpert(families, world.scale) if grid else ScriptedExpert(families)
+    return RandomAgent(policy.decision_interval, world.action_dim) if name == "random" else policy

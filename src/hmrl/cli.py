@@ -20,6 +20,7 @@ from hmrl import checkpoint
 from hmrl.callbacks import (
     EnvStepBudget,
     EnvStepsProgressBar,
+    Forgetting,
     GracefulStop,
     LastCheckpoint,
     Latents,
@@ -62,6 +63,7 @@ class HmrlCLI(LightningCLI):
         parser.add_argument("--wandb", type=WandbConfig | None, default=None, help="Log to Weights & Biases.")
         parser.add_lightning_class_args(EnvStepBudget, "budget")
         parser.add_lightning_class_args(SuccessRate, "evaluation")
+        parser.add_lightning_class_args(Forgetting, "forgetting")
         parser.add_lightning_class_args(Latents, "latents")
         parser.add_lightning_class_args(Video, "video")
         parser.add_lightning_class_args(EnvStepsProgressBar, "progress")
@@ -69,6 +71,7 @@ class HmrlCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults({f"best_checkpoint.{k}": v for k, v in BEST_DEFAULTS.items()})
         parser.link_arguments("run_dir", "evaluation.results_dir")
+        parser.link_arguments("run_dir", "forgetting.results_dir")
         parser.link_arguments("run_dir", "latents.dir")
         parser.link_arguments("run_dir", "video.results_dir")
         parser.link_arguments("run_dir", "last_checkpoint.dirpath", compute_fn=checkpoint_dir)
@@ -147,6 +150,8 @@ class HmrlCLI(LightningCLI):
                 raise UserError(f"{key} is '', but it must be a path")
         check_trainer(self.trainer)
         data.check("fit", world_size)
+        if data.schedule:
+            data.schedule.check_budget(self._get(self.config, "budget")["env_steps"])
         if (interval := model.policy.decision_interval) > data.horizon:
             raise UserError(
                 f"model.decision_interval is {interval}: use at most data.horizon, which is {data.horizon}"

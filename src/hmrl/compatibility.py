@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
-from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
-from hmrl.types import UserError
+from hmrl.config import Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig
+from hmrl.types import Acting, UserError
 
 # What gives networks their shape or their inputs a meaning; everything else may change on resume.
 _NETWORK: dict[str, tuple[str, ...]] = {
-    "": ("families", "observation_dim", "action_dim", "ego_indices", "decision_interval"),
-    "task_encoder": ("categories", "cell", "hidden", "embedding_hidden", "head_hidden"),
+    "": ("families", "observation_dim", "action_dim", "ego_indices", "decision_interval", "macro_interval"),
+    "task_encoder": ("belief", "categories", "cell", "hidden", "embedding_hidden", "head_hidden"),
     "macro_vae": ("encoder_hidden", "decoder_hidden"),
     "actor_critic": ("actor_hidden", "critic_hidden", "state_dependent_std"),
 }
+_MIXTURE = ("latent", "decoder_hidden")  # of the task encoder, where its belief is one
+# What was the case before there was a setting for it.
+_BEFORE = {"macro_interval": 1, "belief": "categorical"}
 # What Lightning lets one set, but must be left alone where a batch is an iteration and levels learn in turn.
 _TRAINER: dict[str, tuple[Callable[[Any], bool], str]] = {
     "check_val_every_n_epoch": (lambda x: x is None or x >= 1, "1 or more (iterations)"),
@@ -39,9 +42,12 @@ def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) ->
                 where = "left out" if there is None else "present"
                 found[f"model.{section}"] = f"model.{section} is {where} there and not here"
             continue
+        if there.get("belief") == here.get("belief") == "mixture":
+            keys += _MIXTURE
         for key in keys:
             name = ".".join(filter(None, ("model", section, key)))
-            a, b = (list(x) if isinstance(x, tuple | list) else x for x in (there[key], here[key]))
+            pair = there.get(key, _BEFORE.get(key)), here[key]
+            a, b = (list(x) if isinstance(x, tuple | list) else x for x in pair)
             if a != b:
                 found[name] = f"{name} is {a!r} there and {b!r} here"
     return found
@@ -90,10 +96,37 @@ def check_levels(encoder: TaskEncoderConfig | None, vae: MacroVAEConfig | None, 
             "model.macro_vae.goal is sub_task, but without model.task_encoder there are no sub-tasks: use "
             "constant_discretisation or constant_margin"
         )
+    if vae and vae.goal == "sub_task" and encoder and encoder.belief == "continuous":
+        raise UserError(
+            "model.macro_vae.goal is sub_task, but a continuous model.task_encoder.belief has no sub-tasks: "
+            "use constant_discretisation or constant_margin"
+        )
     if ppo.agreement_bonus and not vae:
         raise UserError(
             f"model.ppo.agreement_bonus is {ppo.agreement_bonus}, but without model.macro_vae there is "
             "nothing to agree with: use 0"
+        )
+
+
+def check_joint(
+    gradients: Gradients, macro_interval: int, encoder: TaskEncoderConfig | None, acting: Acting
+) -> None:
+    """Refuse what end-to-end training, or a belief without categories, cannot do.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if gradients not in get_args(Gradients):
+        raise UserError(f"model.gradients is {gradients!r}: use {' or '.join(get_args(Gradients))}")
+    if gradients == "joint" and (acting.task_belief, acting.macro_action) != ("probabilities", "mean"):
+        raise UserError(
+            f"model.acting draws y as {acting.task_belief} and z as {acting.macro_action}, but with "
+            "model.gradients joint they are made anew when learning: use probabilities and mean"
+        )
+    if encoder and encoder.belief == "continuous" and (encoder.categorical_coef or encoder.occupancy_coef):
+        raise UserError(
+            "model.task_encoder.belief is continuous and has no categories: set "
+            "model.task_encoder.categorical_coef and occupancy_coef to 0"
         )
 
 

@@ -15,6 +15,9 @@ from hmrl.normalizer import RewardScale
 from hmrl.types import UserError
 
 Cell = Literal["gru", "lstm"]
+Belief = Literal["categorical", "continuous", "mixture"]
+Prior = Literal["policy", "standard_normal"]
+Gradients = Literal["isolated", "joint"]
 Advantage = Literal["family", "batch", "none"]
 C = TypeVar("C")
 
@@ -66,7 +69,9 @@ class TaskEncoderConfig:
     """High level.
 
     Args:
-        categories: K, the categories of the belief y.
+        belief: "categorical" (HiMeta), "continuous" (the recurrent state's projection, as in RL2) or
+            "mixture" (a Gaussian mixture, as in SD); see :mod:`hmrl.networks.task_encoder`.
+        categories: K, the categories of the belief y; the width of a continuous one.
         cell: recurrent cell.
         hidden: its width.
         embedding_hidden: hidden widths of the state, action and reward embeddings.
@@ -74,6 +79,11 @@ class TaskEncoderConfig:
         dropout: there, while the encoder is trained.
         temperature: of the Gumbel-softmax sample.
         value_coef: weight of the value loss.
+        latent: width of a mixture's components.
+        decoder_hidden: hidden widths of a mixture's decoders.
+        mixture_coef: weight of a mixture's own loss, the reconstruction of rewards and next states.
+        mixture_kl_coef: weight of the KL within it.
+        mixture_samples: pairs of a belief and a step to be reconstructed, for each replayed episode.
         categorical_coef: weight of log K - H.
         categorical: which H: "conditional" (the authors'), "marginal" or "information"; see
             :func:`hmrl.functional.categorical_regulariser`.
@@ -86,6 +96,7 @@ class TaskEncoderConfig:
         max_grad_norm: gradients are scaled down to this norm.
     """
 
+    belief: Belief = "categorical"
     categories: int = 10
     cell: Cell = "gru"
     hidden: int = 256
@@ -94,6 +105,11 @@ class TaskEncoderConfig:
     dropout: float = 0.0
     temperature: float = 1.0
     value_coef: float = 1.0
+    latent: int = 5
+    decoder_hidden: tuple[int, ...] = (64, 64)
+    mixture_coef: float = 1.0
+    mixture_kl_coef: float = 0.1
+    mixture_samples: int = 50
     categorical_coef: float = 0.3
     categorical: Categorical = "information"
     occupancy_coef: float = 0.0
@@ -108,6 +124,12 @@ class TaskEncoderConfig:
         _require(
             self,
             "model.task_encoder",
+            belief=_one_of(Belief),
+            latent=_AT_LEAST_1,
+            decoder_hidden=_WIDTHS,
+            mixture_coef=_NOT_NEGATIVE,
+            mixture_kl_coef=_NOT_NEGATIVE,
+            mixture_samples=_AT_LEAST_1,
             categories=_AT_LEAST_1,
             cell=_one_of(Cell),
             hidden=_AT_LEAST_1,
@@ -140,7 +162,8 @@ class MacroVAEConfig:
         n: decisions between cuts (CD) or ahead (CM).
         n_max: most decisions ahead (ST).
         decoder_std: fixed standard deviation of the decoder, in normalised ego coordinates.
-        kl_coef: weight of the KL to the policy.
+        kl_coef: weight of the KL to the prior.
+        prior: what the KL is to: the "policy" (imputation), or a "standard_normal" (a plain VAE).
         free_bits: nats of KL, summed over dimensions, that cost nothing.
         updates, trajectories, lr, weight_decay, max_grad_norm: as for the task encoder.
     """
@@ -154,6 +177,7 @@ class MacroVAEConfig:
     n_max: int = 20
     decoder_std: float = 0.2
     kl_coef: float = 1.0
+    prior: Prior = "policy"
     free_bits: float = 0.0
     updates: int = 10
     trajectories: int = 20
@@ -174,6 +198,7 @@ class MacroVAEConfig:
             n_max=_AT_LEAST_1,
             decoder_std=_POSITIVE,
             kl_coef=_NOT_NEGATIVE,
+            prior=_one_of(Prior),
             free_bits=_NOT_NEGATIVE,
             updates=_NOT_NEGATIVE,
             trajectories=_AT_LEAST_1,

@@ -9,21 +9,16 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from hmrl.collector import Collector
 from hmrl.config import as_config
-from hmrl.distributed import gather, rank_and_world_size, share_of, together
+from hmrl.curriculum import CurriculumConfig
+from hmrl.distributed import gather, rank_and_world_size, share_of
 from hmrl.envs import Backend, benchmark, make_envs
-from hmrl.envs.benchmarks import (
-    ACTION_DIM,
-    EGO_INDICES,
-    GOALS_PER_FAMILY,
-    HORIZON,
-    OBSERVATION_DIM,
-    BenchmarkName,
-    Goals,
-)
+from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals
+from hmrl.envs.perturb import Perturbation, PerturbedEnvs, sensors_of
 from hmrl.evaluation import EvaluationConfig, TrialConfig, default_modes
 from hmrl.evaluator import Evaluator
-from hmrl.memory import give_back_memory, keep_heaps_small
+from hmrl.memory import keep_heaps_small
 from hmrl.replay import TrajectoryReplay, deal
 from hmrl.rollout import collect, seeded
 from hmrl.stream import Batch, RolloutStream
@@ -38,23 +33,23 @@ class MetaWorldDataModule(pl.LightningDataModule):
     """Streams whole-episode rollouts from Meta-World; owns the environments and the replay.
 
     Args:
-        benchmark: ML1, ML10, ML25, ML45 or custom.
+        benchmark: ML1, ML10, ML25, ML45 or custom; or GridWorld or GridWorldLarge.
         train_families, test_families: for ML1 (one, in train) and custom.
-        backend: envpool, metaworld, or metaworld_async (a process an environment).
+        backend: envpool, metaworld, or metaworld_async (a process an environment); gridworld for its own.
         envs_per_family: training environments a family, over all ranks.
         goals_per_family: fixed training goals a family, or None for a fresh goal every episode.
         horizon: simulator steps of an episode.
         episodes_per_trial: of training: episodes in a row on one goal, with memory kept from one to the next.
         replay_trajectories: trials the replay remembers, over all ranks.
+        curriculum: training families in blocks; None for all of them all the time.
+        perturbation: of what agents see, do and earn, in training and, unless it has its own, in evaluation.
         validation, test: how to evaluate during and after training.
         trials: of evaluations by the protocol ``meta_world``.
         modes: by name, the ways of acting that are evaluated.
+        ego_state: observation dimensions that macro-actions are about: the body's own (``ego``),
+            ``everything`` but the hidden goal, or the ``other`` ones among these.
         seed: of goals and of acting.
     """
-
-    observation_dim = OBSERVATION_DIM
-    action_dim = ACTION_DIM
-    ego_indices = EGO_INDICES
 
     def __init__(
         self,
@@ -67,10 +62,13 @@ class MetaWorldDataModule(pl.LightningDataModule):
         horizon: int = HORIZON,
         episodes_per_trial: int = 1,
         replay_trajectories: int = 1000,
+        curriculum: CurriculumConfig | None = None,
+        perturbation: Perturbation = Perturbation(),  # noqa: B008
         validation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
         test: EvaluationConfig = EvaluationConfig(50, 5, "metaworld"),  # noqa: B008
         trials: TrialConfig = TrialConfig(),  # noqa: B008
         modes: dict[str, Acting] | None = None,
+        ego_state: EgoState = "ego",
         seed: int = 1,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -79,43 +77,71 @@ class MetaWorldDataModule(pl.LightningDataModule):
         for name in ("envs_per_family", "episodes_per_trial", "replay_trajectories"):
             if arguments[name] < 1:
                 raise UserError(f"data.{name} is {arguments[name]}: use 1 or more")
-        if not 1 <= horizon <= HORIZON:
-            raise UserError(f"data.horizon is {horizon}: use 1 to {HORIZON}, the length of an episode")
+        self.benchmark = _benchmark(benchmark, train_families, test_families)
+        self.benchmark.check_backend("data.backend", backend)
+        if not 1 <= horizon <= (longest := self.benchmark.world.horizon):
+            raise UserError(f"data.horizon is {horizon}: use 1 to {longest}, the length of an episode")
         if goals_per_family is not None and goals_per_family < 1:
             raise UserError(
                 f"data.goals_per_family is {goals_per_family}: use 1 or more, or null for fresh goals"
             )
-        if (goals_per_family or 0) > GOALS_PER_FAMILY and backend != "envpool":
+        if (fixed := self.benchmark.fixed_goals(backend)) and (goals_per_family or 0) > fixed:
             raise UserError(
-                f"data.goals_per_family is {goals_per_family}, but Meta-World has {GOALS_PER_FAMILY} goals a "
+                f"data.goals_per_family is {goals_per_family}, but Meta-World has {fixed} goals a "
                 "family: use no more, or the envpool backend"
             )
         if modes is not None and not modes:
             raise UserError("data.modes is {}: name one or more ways of acting, or null for the usual two")
         if seed < 0:
             raise UserError(f"seed_everything is {seed}: use 0 or more")
-        self.benchmark = _benchmark(benchmark, train_families, test_families)
         self.backend: Backend = backend
+        self._ego_indices = self.benchmark.world.decoded(ego_state)
         self.envs_per_family, self.goals_per_family = envs_per_family, goals_per_family
         self.horizon, self.episodes_per_trial, self.seed = horizon, episodes_per_trial, seed
+        self.perturbation = as_config(Perturbation, perturbation)
+        self.perturbation.check("data.perturbation")
+        self.sensors = sensors_of(self.benchmark.world.observation_dim)
+        self.curriculum = None if curriculum is None else as_config(CurriculumConfig, curriculum)
+        self.schedule = self.curriculum and self.curriculum.schedule(
+            self.families, envs_per_family, self.horizon * episodes_per_trial
+        )
         self.validation = as_config(EvaluationConfig, validation)
         self.test = as_config(EvaluationConfig, test)
         self.trials = as_config(TrialConfig, trials)
         self.modes = {k: as_config(Acting, v) for k, v in (modes or default_modes()).items()}
         for name in ("validation", "test"):
-            getattr(self, name).check(f"data.{name}", backend, goals_per_family)
-        configs = {name: asdict(getattr(self, name)) for name in ("validation", "test", "trials")}
+            getattr(self, name).check(
+                f"data.{name}", self.benchmark, backend, goals_per_family, self.perturbation
+            )
+        names = ("perturbation", "validation", "test", "trials")
+        configs = {name: asdict(getattr(self, name)) for name in names}
         arguments |= {"modes": {k: asdict(v) for k, v in self.modes.items()}, **configs}
+        arguments["curriculum"] = self.curriculum and asdict(self.curriculum)
         arguments |= {"train_families": list(train_families), "test_families": list(test_families)}
         self.save_hyperparameters(arguments, logger=False)  # plain values: a checkpoint loads without code
         self._replay_trajectories = replay_trajectories
         self.replay = TrajectoryReplay(replay_trajectories)
-        self._envs: TaskEnvs | None = None
+        self._collector = Collector(self, _TRAIN)
 
     @property
     def families(self) -> tuple[str, ...]:
         """Training families: what the module's per-family statistics are about."""
         return self.benchmark.train
+
+    @property
+    def observation_dim(self) -> int:
+        """S, with what perturbations append."""
+        return self.benchmark.world.observation_dim + self.perturbation.missing.mask_width(self.sensors)
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.benchmark.world.action_dim
+
+    @property
+    def ego_indices(self) -> tuple[int, ...]:
+        """Observation dimensions that the decoder of macro-actions is given and predicts."""
+        return self._ego_indices
 
     def check(self, stage: str, world_size: int) -> None:
         """Refuse early what could not be built.
@@ -129,6 +155,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
         counts = {f"{name}.envs_per_family": getattr(self, name).envs_per_family}
         if stage == "fit":
             counts["envs_per_family"] = self.envs_per_family
+            if self.schedule:
+                self.schedule.check(world_size)
         for key, count in counts.items():
             if count % world_size:
                 raise UserError(
@@ -143,9 +171,19 @@ class MetaWorldDataModule(pl.LightningDataModule):
             self.replay.capacity = share_of(self._replay_trajectories)
 
     def make_envs(
-        self, backend: Backend, goals: Goals, envs_per_family: int, *, goal_visible: bool = False
+        self,
+        backend: Backend,
+        goals: Goals,
+        envs_per_family: int,
+        *,
+        goal_visible: bool = False,
+        families: Sequence[str] | None = None,
     ) -> TaskEnvs:
-        """This rank's environments; another world than Meta-World overrides this method."""
+        """This rank's environments; another world than Meta-World overrides this method.
+
+        Args:
+            families: some of the split's, where a curriculum says so.
+        """
         rank, world_size = rank_and_world_size()
         return make_envs(
             backend,
@@ -154,9 +192,30 @@ class MetaWorldDataModule(pl.LightningDataModule):
             envs_per_family,
             horizon=self.horizon,
             goal_visible=goal_visible,
+            families=families,
             rank=rank,
             world_size=world_size,
         )
+
+    def perturbed_envs(
+        self,
+        backend: Backend,
+        goals: Goals,
+        envs_per_family: int,
+        perturbation: Perturbation,
+        stream: int,
+        *,
+        age: int | None = None,
+        **options: Any,
+    ) -> TaskEnvs:
+        """:meth:`make_envs` behind ``perturbation``; further arguments as of :class:`PerturbedEnvs`."""
+        envs = self.make_envs(backend, goals, envs_per_family, **options)
+        if perturbation == Perturbation():
+            return envs
+        rank, world_size = rank_and_world_size()
+        key = (self.seed, stream, int(goals.split == "test"))
+        first_slot = rank * (envs_per_family // world_size)
+        return PerturbedEnvs(envs, perturbation, self.sensors, key, first_slot, envs_per_family, age)
 
     # --- streams ---------------------------------------------------------------------------------
 
@@ -164,7 +223,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         """One rollout an epoch, collected with the weights that the last iteration left."""
         if int(self.module.iteration) and not self.replay.size and rank_and_world_size()[0] == 0:
             print(f"the checkpoint holds no replay of {type(self).__name__}: it starts empty")
-        return RolloutStream(1, lambda _: self._draw_training())
+        return RolloutStream(1, lambda _: self._collector.draw())
 
     def val_dataloader(self) -> list[RolloutStream[Any]]:
         """Train families, then test families, in every mode."""
@@ -173,26 +232,6 @@ class MetaWorldDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> list[RolloutStream[Any]]:
         """Train families, then test families, in every mode."""
         return Evaluator(self, self.test, training=_TRAIN, stream=_TEST).streams()
-
-    def _draw_training(self) -> Batch:
-        give_back_memory()
-        iteration = int(self.module.iteration)  # the trial's number, too: it resumes with the weights
-        with together():
-            if self._envs is None:
-                goals = Goals("train", self.seed, self.goals_per_family, _TRAIN, self.episodes_per_trial)
-                self._envs = self.make_envs(self.backend, goals, self.envs_per_family)
-            rollout = self.collect(
-                self._envs,
-                self.module.policy,
-                (_TRAIN, iteration),
-                "train",
-                episode=iteration,
-                episodes=self.episodes_per_trial,
-                acting=self.module.acting,
-                mode="training",
-            )
-            self.replay.append(rollout)
-        return Batch(rollout, self.replay)
 
     def collect(
         self, envs: TaskEnvs, agent: Agent, key: tuple[int, ...], split: Split, **options: Any
@@ -222,9 +261,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Free the simulators."""
-        if self._envs is not None:
-            self._envs.close()
-            self._envs = None
+        self._collector.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Collective. Every rank's replay."""

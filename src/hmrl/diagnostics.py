@@ -10,12 +10,16 @@ from hmrl.functional import agreement, entropy, mutual_information
 from hmrl.types import Rollout
 
 
-def rollout_metrics(rollout: Rollout) -> dict[str, Tensor]:
+def rollout_metrics(rollout: Rollout, categories: int | None = None) -> dict[str, Tensor]:
     """Collective. Success and return per family, and how belief and macro-action are used.
 
     ``success`` is at any step; ``success_time_avg`` is the time average of "succeeded so far", which the
     authors' code logs as training success. In trials of several episodes, ``success_in_episode_n`` tells
-    them apart: it grows with n where the agent adapts.
+    them apart: it grows with n where the agent adapts. Families without an episode on any rank, as in a
+    curriculum, are in no mean and are not logged.
+
+    Args:
+        categories: how many of the belief's entries, the first ones, are a distribution; None: all.
     """
     success = rollout.ever_success.double()
     by_episode = rollout.success.double().unflatten(0, (rollout.episodes, -1))  # [E, T / E, B]
@@ -23,10 +27,11 @@ def rollout_metrics(rollout: Rollout) -> dict[str, Tensor]:
     columns = torch.stack([torch.ones_like(success), success, so_far, rollout.episode_return.double()], dim=1)
     sums = torch.zeros(len(rollout.families), 4, dtype=torch.float64, device=success.device)
     count, won, time_average, total = sum_over_ranks(sums.index_add_(0, rollout.episode_family, columns)).T
+    present = count > 0
     metrics = {
-        "rollout/success/mean": (won / count).mean(),
-        "rollout/success_time_avg/mean": (time_average / count).mean(),
-        "rollout/return/mean": (total / count).mean(),
+        "rollout/success/mean": (won / count)[present].mean(),
+        "rollout/success_time_avg/mean": (time_average / count)[present].mean(),
+        "rollout/return/mean": (total / count)[present].mean(),
     }
     if rollout.episodes > 1:
         sums = torch.zeros(
@@ -35,25 +40,28 @@ def rollout_metrics(rollout: Rollout) -> dict[str, Tensor]:
         sums = sum_over_ranks(
             sums.index_add_(0, rollout.family, success.unflatten(0, (rollout.episodes, -1)).T)
         )
-        for n, rate in enumerate((sums / count.unsqueeze(1) * rollout.episodes).mean(0), start=1):
+        rates = sums[present] / count[present].unsqueeze(1) * rollout.episodes
+        for n, rate in enumerate(rates.mean(0), start=1):
             metrics[f"rollout/success_in_episode_{n}/mean"] = rate
-    for i, family in enumerate(rollout.families):
+    for i in present.nonzero().flatten().tolist():
+        family = rollout.families[i]
         metrics[f"rollout/success/{family}"] = won[i] / count[i]
         metrics[f"rollout/return/{family}"] = total[i] / count[i]
-    if rollout.task_belief.shape[-1]:
-        metrics |= belief_metrics(rollout)
+    belief = rollout.task_belief[..., :categories]
+    if belief.shape[-1]:
+        metrics |= belief_metrics(belief, rollout)
     if rollout.macro_action.shape[-1]:
         metrics["vae/agreement"] = agreement(rollout.action, rollout.macro_action).mean()
     return metrics
 
 
-def belief_metrics(rollout: Rollout) -> dict[str, Tensor]:
+def belief_metrics(probabilities: Tensor, rollout: Rollout) -> dict[str, Tensor]:
     """Collective. Entropy of beliefs, E H(q), and of their mean, H(E q), and I(category; family).
 
     A collapsed encoder shows a marginal entropy near 0, an uninformative one no family information.
     """
-    belief = rollout.task_belief.flatten(0, 1)
-    family = rollout.family.expand(rollout.task_belief.shape[:2]).flatten()
+    belief = probabilities.flatten(0, 1)
+    family = rollout.family.expand(probabilities.shape[:2]).flatten()
     mean = mean_over_ranks(belief.mean(0))
     return {
         "encoder/entropy": entropy(belief).mean(),

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from hmrl.agents import AgentName
-from hmrl.envs import Backend
+from hmrl.envs import Backend, Benchmark
 from hmrl.envs.benchmarks import GOALS_PER_FAMILY, Goals
+from hmrl.envs.perturb import Perturbation
 from hmrl.types import Acting, Split, UserError
 
 Protocol = Literal["first_episode", "paper", "meta_world"]
@@ -28,6 +29,7 @@ class EvaluationConfig:
             evaluation, with memory kept over a trial (see :class:`TrialConfig`).
         agent: the trained ``policy``, or the ``expert`` (which is shown the goal) or ``random`` actions
             that it is to be compared with.
+        perturbation: of what agents see, do and earn; None for that of training.
     """
 
     goals: int = 4
@@ -35,13 +37,34 @@ class EvaluationConfig:
     backend: Backend | None = None
     protocol: Protocol = "first_episode"
     agent: AgentName = "policy"
+    perturbation: Perturbation | None = None
 
-    def check(self, key: str, backend: Backend, goals_per_family: int | None) -> None:
+    def __post_init__(self) -> None:
+        self.perturbation = Perturbation.of(self.perturbation)
+
+    def perturbation_within(self, training: Perturbation) -> Perturbation:
+        """What is between simulator and agent; only trained agents are told what is missing.
+
+        Args:
+            training: the perturbation of training.
+        """
+        effective = training if self.perturbation is None else self.perturbation
+        return effective if self.agent == "policy" else effective.untold()
+
+    def check(
+        self,
+        key: str,
+        bench: Benchmark,
+        backend: Backend,
+        goals_per_family: int | None,
+        perturbation: Perturbation,
+    ) -> None:
         """Refuse what could not be evaluated.
 
         Args:
             key: where these settings stand, as "data.test".
-            backend, goals_per_family: of training.
+            bench: whose families.
+            backend, goals_per_family, perturbation: of training.
 
         Raises:
             UserError: naming the setting.
@@ -49,7 +72,14 @@ class EvaluationConfig:
         for name, allowed in (("protocol", Protocol), ("agent", AgentName)):
             if (value := getattr(self, name)) not in get_args(allowed):
                 raise UserError(f"{key}.{name} is {value!r}: use one of {', '.join(get_args(allowed))}")
+        perturbation.check_evaluation(key, self.perturbation, self.protocol)
         own = self.backend or backend
+        bench.check_backend(f"{key}.backend", own)
+        if self.protocol == "meta_world" and own == "gridworld":
+            raise UserError(
+                f"{key}.protocol is meta_world, which is Meta-World's own evaluation, but data.benchmark is "
+                f"{bench.name}: use first_episode or paper"
+            )
         if self.protocol == "meta_world" and own == "envpool":
             raise UserError(
                 f"{key}.protocol is meta_world, but {key}.backend is envpool: Meta-World's evaluation needs "
@@ -60,9 +90,10 @@ class EvaluationConfig:
                 f"{key}.goals is {self.goals} and {key}.envs_per_family is {self.envs_per_family}: "
                 "use 1 or more, and goals that divide over them, so that every goal counts once"
             )
-        if self.protocol == "first_episode" and own != "envpool" and self.goals > GOALS_PER_FAMILY:
+        fixed = bench.fixed_goals(own)
+        if self.protocol == "first_episode" and fixed and self.goals > fixed:
             raise UserError(
-                f"{key}.goals is {self.goals}, but Meta-World has {GOALS_PER_FAMILY} goals a family: "
+                f"{key}.goals is {self.goals}, but Meta-World has {fixed} goals a family: "
                 "use no more, or the envpool backend"
             )
         if (

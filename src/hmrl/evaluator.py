@@ -51,8 +51,12 @@ class Evaluator:
             with together():
                 if not envs:
                     backend, visible = config.backend or data.backend, config.agent == "expert"
-                    envs.append(data.make_envs(backend, goals, stride, goal_visible=visible))
-                agent = choose_agent(config.agent, data.module.policy, envs[0].families)
+                    perturbation = config.perturbation_within(data.perturbation)
+                    made = backend, goals, stride, perturbation, self._stream
+                    age = int(data.module.iteration) * data.episodes_per_trial
+                    envs.append(data.perturbed_envs(*made, age=age, goal_visible=visible))
+                world = data.benchmark.world
+                agent = choose_agent(config.agent, data.module.policy, envs[0].families, world)
                 rollout: Rollout = data.collect(
                     envs[0],
                     agent,

@@ -151,7 +151,8 @@ def analyse(policy: HierarchicalPolicy, vae: MacroVAEConfig | None, episodes: Ep
         probe["chance"] = 1 / len(np.unique(family))
     present = {name: family == i for i, name in enumerate(episodes.families) if (family == i).any()}
     first = {name: int(np.flatnonzero(mine)[0]) for name, mine in present.items()}  # never a chosen one
-    belief, success = episodes.task_belief.cpu().numpy(), episodes.success.cpu().numpy()
+    belief = episodes.task_belief[..., : policy.categories].cpu().numpy()
+    success = episodes.success.cpu().numpy()
     return Findings(
         families=tuple(present),
         episodes=len(family),
@@ -193,7 +194,7 @@ def decoder_errors(
     state = policy.normalize(episodes.observation)
     ego = state[..., policy.ego_indices]
     target = displacement(ego, _goals(policy, vae, episodes))
-    z = policy.macro_action(state[:-1], episodes.task_belief[:-1], Acting(macro_action="mean"))
+    z = policy.macro_action(state[:-1], episodes.task_belief[:-1], Acting(macro_action="mean"))  # not held
     informed = policy.macro_vae.decode(ego[:-1], z)
     uninformed = policy.macro_vae.decode(ego[:-1], torch.zeros_like(z))
     groups = {"all": torch.ones_like(episodes.family, dtype=torch.bool)}

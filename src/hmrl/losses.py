@@ -6,17 +6,19 @@ No gradient crosses a level. Whose parameters a loss may change is decided where
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Independent, Normal, kl_divergence
 
 from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.functional import (
     categorical_regulariser,
     clipped_policy_loss,
+    entropy,
     explained_variance,
     gae,
     goal_steps,
@@ -24,7 +26,8 @@ from hmrl.functional import (
     occupancy_weights,
     standardize,
 )
-from hmrl.policy import HierarchicalPolicy
+from hmrl.networks.task_encoder import MixtureEncoder
+from hmrl.policy import BeliefSequence, HierarchicalPolicy
 from hmrl.types import Acting, Rollout, Trajectories
 
 Metrics = dict[str, Tensor]
@@ -40,7 +43,7 @@ def task_encoder_loss(
     ppo: PPOConfig,
     acting: Acting,
 ) -> tuple[Tensor, Metrics]:
-    """(V(s_t, y_t) - lambda-return)^2 + categorical and occupancy regularisers (HiMeta, high level).
+    """(V(s_t, y_t) - lambda-return)^2 + the belief's own loss (HiMeta, high level).
 
     The returns are made anew with the current critic and beliefs.
 
@@ -51,15 +54,84 @@ def task_encoder_loss(
     value = policy.critic(policy.normalize(episodes.observation), sequence.belief)
     _, target = gae(scaled_reward, value.detach(), ppo.gamma, ppo.gae_lambda)
     value_loss = (value[:-1] - target).square().mean()
-    categorical = categorical_regulariser(sequence.probabilities, config.categorical)
-    weights = occupancy_weights(config.categories, config.occupancy).to(value.device)
-    occupancy = (sequence.probabilities * weights).sum(-1).mean()
-    loss = (
-        config.value_coef * value_loss
-        + config.categorical_coef * categorical
-        + config.occupancy_coef * occupancy
-    )
-    metrics = {"loss": loss, "value_loss": value_loss, "categorical": categorical, "occupancy": occupancy}
+    own, metrics = belief_loss(policy, episodes, sequence, config)
+    loss = config.value_coef * value_loss + own
+    return loss, metrics | {"encoder/loss": loss.detach(), "encoder/value_loss": value_loss.detach()}
+
+
+def belief_loss(
+    policy: HierarchicalPolicy, episodes: Trajectories, sequence: BeliefSequence, config: TaskEncoderConfig
+) -> tuple[Tensor, Metrics]:
+    """What a belief is trained on besides value: categorical and occupancy regularisers (HiMeta, high
+    level), and for a mixture its reconstruction. A continuous belief has nothing of its own.
+    """
+    loss = sequence.belief.new_zeros(())
+    metrics: Metrics = {}
+    if sequence.probabilities.shape[-1]:
+        categorical = categorical_regulariser(sequence.probabilities, config.categorical)
+        weights = occupancy_weights(config.categories, config.occupancy).to(loss.device)
+        occupancy = (sequence.probabilities * weights).sum(-1).mean()
+        loss = config.categorical_coef * categorical + config.occupancy_coef * occupancy
+        metrics = {"encoder/categorical": categorical.detach(), "encoder/occupancy": occupancy.detach()}
+    if isinstance(policy.task_encoder, MixtureEncoder):
+        mixture, more = mixture_loss(policy, policy.task_encoder, episodes, sequence, config)
+        loss, metrics = loss + config.mixture_coef * mixture, metrics | more
+    return loss, metrics
+
+
+def mixture_loss(
+    policy: HierarchicalPolicy,
+    encoder: MixtureEncoder,
+    episodes: Trajectories,
+    sequence: BeliefSequence,
+    config: TaskEncoderConfig,
+) -> tuple[Tensor, Metrics]:
+    """The negative evidence bound of a Gaussian mixture over sub-tasks (SD, NeurIPS 2023).
+
+    From the belief at a random step t, the reward and the next state of another random step t' of the same
+    trial are reconstructed (as VariBAD does, Zintgraf et al. 2020), with every category's own
+    x ~ q(x | c, y), weighted by q(y | c):
+
+        E_q(y) [ (r - r_hat)^2 + mean_d (ds_d - ds_hat_d)^2 + w KL(q(x | c, y) || p(x | y)) ]
+            + w KL(q(y | c) || uniform)
+    """
+    length, count, samples = *episodes.reward.shape, config.mixture_samples
+    device = episodes.reward.device
+    column = torch.arange(count, device=device)
+    t = torch.randint(length + 1, (samples, count), device=device)
+    step = torch.randint(length, (samples, count), device=device)
+    last = (step + 1) % (length // episodes.episodes) == 0
+    step = torch.where(last & (step + 1 < length), step - 1, step)  # what follows a reset tells nothing
+    with torch.no_grad():
+        state = policy.normalize(episodes.observation)
+        before, after = state[step, column], state[step + 1, column]
+        action = episodes.action[step, column].clamp(-1, 1)
+        reward = policy.normalize_reward(episodes.reward)[step, column]
+    out, weight = sequence.out[t, column], sequence.probabilities[t, column]
+    mean, std = encoder.components(out)
+    posterior = Normal(mean, std, validate_args=False)
+    x = posterior.rsample()  # [N, B, K, L]
+
+    def with_each(*parts: Tensor) -> Tensor:
+        shared = torch.cat(parts, dim=-1).unsqueeze(-2)
+        return torch.cat([x, shared.expand(*x.shape[:-1], -1)], dim=-1)
+
+    reward_error = (
+        encoder.reward_decoder(with_each(before, action, after)).squeeze(-1) - reward.unsqueeze(-1)
+    ).square()
+    moved = (after - before).unsqueeze(-2)
+    state_error = (encoder.state_decoder(with_each(before, action)) - moved).square().mean(-1)
+    prior = Normal(encoder.prior_mean, encoder.prior_log_std.clamp(-5, 2).exp(), validate_args=False)
+    component_kl = (weight * kl_divergence(posterior, prior).sum(-1)).sum(-1).mean()
+    category_kl = math.log(encoder.categories) - entropy(weight).mean()
+    reconstruction = [(weight * error).sum(-1).mean() for error in (reward_error, state_error)]
+    loss = reconstruction[0] + reconstruction[1] + config.mixture_kl_coef * (component_kl + category_kl)
+    metrics = {
+        "mixture_loss": loss,
+        "mixture_reward_error": reconstruction[0],
+        "mixture_state_error": reconstruction[1],
+        "mixture_kl": component_kl,
+    }
     return loss, {f"encoder/{k}": v.detach() for k, v in metrics.items()}
 
 
@@ -82,7 +154,16 @@ def relative_error(prediction: Tensor, displaced: Tensor) -> Tensor:
 def macro_vae_loss(
     policy: HierarchicalPolicy, episodes: Trajectories, config: MacroVAEConfig, acting: Acting
 ) -> tuple[Tensor, Metrics]:
-    """-E[J_t] (HiMeta, imputation objective), with y, the policy and hence the prior detached.
+    """-E[J_t] (HiMeta, imputation objective), with y, the policy and hence the prior detached."""
+    with torch.no_grad():
+        sequence = policy.encode_episodes(episodes.observation, episodes.action, episodes.reward, acting)
+    return imputation_loss(policy, episodes, sequence, config)
+
+
+def imputation_loss(
+    policy: HierarchicalPolicy, episodes: Trajectories, sequence: BeliefSequence, config: MacroVAEConfig
+) -> tuple[Tensor, Metrics]:
+    """-E[J_t], attached to the beliefs it is given.
 
     The decoder predicts how the normalised ego-state is displaced at the goal step.
     """
@@ -90,14 +171,15 @@ def macro_vae_loss(
     assert vae is not None
     with torch.no_grad():
         state = policy.normalize(episodes.observation)
-        sequence = policy.encode_episodes(episodes.observation, episodes.action, episodes.reward, acting)
         ego = state[..., policy.ego_indices]
         goal = goal_steps(config.goal, sequence.probabilities, config.n, config.n_max, episodes.episodes)
         target = displacement(ego, goal)
     posterior = vae.encode(state[:-1], sequence.belief[:-1])
     z = posterior.rsample()
     with torch.no_grad():
-        prior = policy.actor(state[:-1], sequence.belief[:-1], z)
+        prior = Normal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)
+        if config.prior == "policy":
+            prior = policy.actor(state[:-1], sequence.belief[:-1], z)
     terms = imputation_elbo(target, vae.decode(ego[:-1], z), config.decoder_std, posterior, prior)
     loss = -terms.log_likelihood.mean() + config.kl_coef * terms.kl.clamp(min=config.free_bits).mean()
     with torch.no_grad():
@@ -125,7 +207,7 @@ def ppo_samples(
         scaled_reward: ``[T, B]``.
 
     Returns:
-        Tensors ``[T * B, ...]``, with the y_t and z_t that acted, and what to log.
+        Tensors ``[T, B, ...]``, with the y_t and z_t that acted, and what to log.
     """
     policy.eval()
     state = policy.normalize(rollout.observation)
@@ -146,13 +228,13 @@ def ppo_samples(
         "family": rollout.family.expand(rollout.reward.shape),
     }
     explained = explained_variance(value[:-1], target)
-    return {k: v.flatten(0, 1) for k, v in samples.items()}, {"ppo/explained_variance": explained}
+    return samples, {"ppo/explained_variance": explained}
 
 
 def actor_loss(
     policy: HierarchicalPolicy, batch: dict[str, Tensor], ppo: PPOConfig
 ) -> tuple[Tensor, Metrics]:
-    """PPO's clipped loss and entropy bonus on the stored y_t and z_t; ``batch`` holds ``[N, ...]``."""
+    """PPO's clipped loss and entropy bonus on the y_t and z_t in ``batch``, which holds ``[N, ...]``."""
     distribution = Independent(policy.actor(batch["state"], batch["task_belief"], batch["macro_action"]), 1)
     terms = clipped_policy_loss(
         distribution.log_prob(batch["action"]), batch["log_prob"], batch["advantage"], ppo.clip
@@ -170,7 +252,7 @@ def actor_loss(
 
 
 def critic_loss(policy: HierarchicalPolicy, batch: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
-    """(V(s_t, y_t) - lambda-return)^2 on the stored y_t."""
+    """(V(s_t, y_t) - lambda-return)^2 on the y_t in ``batch``."""
     value = policy.critic(batch["state"], batch["task_belief"])
     loss = (value - batch["return"]).square().mean()
     return loss, {"ppo/value_loss": loss.detach()}

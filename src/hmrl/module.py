@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
-from torch.nn.utils import clip_grad_norm_
 
-from hmrl.compatibility import check_levels, check_network, check_rollout
-from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
+from hmrl.compatibility import check_joint, check_levels, check_network, check_rollout
+from hmrl.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
+from hmrl.descent import Step, descend
 from hmrl.diagnostics import rollout_metrics
 from hmrl.distributed import rank_and_world_size, share_of, sum_over_ranks
-from hmrl.faults import families_at_fault, not_finite
 from hmrl.functional import agreement
+from hmrl.joint import JointBatch, joint_batch, joint_loss
 from hmrl.losses import (
     LossFunction,
     Metrics,
@@ -34,16 +34,10 @@ from hmrl.normalizer import RewardScaler
 from hmrl.policy import build_policy
 from hmrl.replay import TrajectoryReplay
 from hmrl.rollout import seeded
-from hmrl.types import Acting, Rollout, Trajectories, UserError
+from hmrl.stream import Batch
+from hmrl.types import Acting, Rollout, Trajectories
 
 _STREAM = 1  # of the random numbers used in learning; the data module has its own
-
-
-class IterationBatch(Protocol):
-    """What the data module hands over: a fresh rollout and the replay that already contains it."""
-
-    rollout: Rollout
-    replay: TrajectoryReplay
 
 
 class HierarchicalMetaRL(pl.LightningModule):
@@ -55,16 +49,17 @@ class HierarchicalMetaRL(pl.LightningModule):
     Args:
         families: training families. Only the trainer uses them, to scale rewards and advantages and to
             log; the agent never sees which one it faces.
-        observation_dim: S.
-        action_dim: A.
+        observation_dim, action_dim: S and A.
         ego_indices: which dimensions of an observation are the robot's own.
         decision_interval: simulator steps between two decisions, k.
-        task_encoder: high level; None leaves it out.
-        macro_vae: intermediate level; None leaves it out.
+        macro_interval: decisions that a macro-action is held, with primitive actions within.
+        gradients: "isolated": no gradient crosses a level, each has its own updates (HiMeta); "joint": one
+            loss, the sum of all, on the fresh rollout, with gradients through the levels
+            (:mod:`hmrl.joint`). An ablation, and how recurrent PPO is trained.
+        task_encoder, macro_vae: high and intermediate level; None leaves one out.
         actor_critic: low level's networks.
         ppo: low level's learning.
-        acting: how y, z and the action are drawn in training.
-        seed: of everything random in learning.
+        acting: how y, z and the action are drawn in training. seed: of everything random in learning.
     """
 
     env_steps: Tensor
@@ -77,6 +72,8 @@ class HierarchicalMetaRL(pl.LightningModule):
         action_dim: int,
         ego_indices: Sequence[int],
         decision_interval: int = 2,
+        macro_interval: int = 1,
+        gradients: Gradients = "isolated",
         task_encoder: TaskEncoderConfig | None = TaskEncoderConfig(),  # noqa: B008
         macro_vae: MacroVAEConfig | None = MacroVAEConfig(),  # noqa: B008
         actor_critic: ActorCriticConfig = ActorCriticConfig(),  # noqa: B008
@@ -84,38 +81,29 @@ class HierarchicalMetaRL(pl.LightningModule):
         acting: Acting = Acting(),  # noqa: B008
         seed: int = 1,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.automatic_optimization = False
         self.families, self.seed = tuple(families), seed
         self.training_seed: int | None = None  # of the checkpoint that is evaluated
-        self.encoder_config = None if task_encoder is None else as_config(TaskEncoderConfig, task_encoder)
-        self.vae_config = None if macro_vae is None else as_config(MacroVAEConfig, macro_vae)
+        self.encoder_config = as_config(TaskEncoderConfig, task_encoder) if task_encoder else None
+        self.vae_config = as_config(MacroVAEConfig, macro_vae) if macro_vae else None
         self.network_config = as_config(ActorCriticConfig, actor_critic)
         self.ppo = as_config(PPOConfig, ppo)
         self.acting = as_config(Acting, acting)
+        self.gradients: Gradients = gradients
         check_levels(self.encoder_config, self.vae_config, self.ppo)
-        # Plain values only: a checkpoint must load without running code.
-        self.save_hyperparameters(
-            {
-                "families": list(families),
-                "observation_dim": observation_dim,
-                "action_dim": action_dim,
-                "ego_indices": list(ego_indices),
-                "decision_interval": decision_interval,
-                "task_encoder": asdict(self.encoder_config) if self.encoder_config else None,
-                "macro_vae": asdict(self.vae_config) if self.vae_config else None,
-                "actor_critic": asdict(self.network_config),
-                "ppo": asdict(self.ppo),
-                "acting": asdict(self.acting),
-                "seed": seed,
-            },
-            logger=False,
-        )
-        if not ego_indices or not all(0 <= i < observation_dim for i in ego_indices):
-            raise UserError(
-                f"ego_indices is {list(ego_indices)}: use one or more of 0 to {observation_dim - 1}, "
-                "dimensions of the observation"
-            )
+        check_joint(gradients, macro_interval, self.encoder_config, self.acting)
+        configs: dict[str, Any] = {
+            "task_encoder": self.encoder_config,
+            "macro_vae": self.vae_config,
+            "actor_critic": self.network_config,
+            "ppo": self.ppo,
+            "acting": self.acting,
+        }
+        arguments |= {name: asdict(config) if config else None for name, config in configs.items()}
+        arguments |= {"families": list(families), "ego_indices": list(ego_indices)}
+        self.save_hyperparameters(arguments, logger=False)  # plain values: a checkpoint loads without code
         self.policy = build_policy(
             self.encoder_config,
             self.vae_config,
@@ -124,6 +112,7 @@ class HierarchicalMetaRL(pl.LightningModule):
             action_dim=action_dim,
             ego_indices=tuple(ego_indices),
             decision_interval=decision_interval,
+            macro_interval=macro_interval,
         )
         self.reward_scaler = RewardScaler(self.ppo.reward_scale, self.ppo.gamma, len(self.families))
         self.register_buffer("env_steps", torch.zeros((), dtype=torch.int64))
@@ -131,7 +120,7 @@ class HierarchicalMetaRL(pl.LightningModule):
 
     # --- one iteration ---------------------------------------------------------------------------
 
-    def training_step(self, batch: IterationBatch, batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect (done), learn the high, the intermediate and the low level, move the normaliser."""
         rollout = batch.rollout
         check_rollout(self.ppo, self.vae_config, *rollout.reward.shape)
@@ -139,19 +128,27 @@ class HierarchicalMetaRL(pl.LightningModule):
         with seeded(self.seed, _STREAM, rank, int(self.iteration)):
             # Before the advantages: the policy does not see these moments, so its ratio stays 1.
             self.reward_scaler.observe(rollout.reward, rollout.family)
-            before = self._policy_now(rollout)
-            metrics = self._update_task_encoder(batch.replay)
-            after_encoder = self._policy_now(rollout)
-            metrics |= self._update_macro_vae(batch.replay)
-            after_vae = self._policy_now(rollout)
-            metrics["encoder/policy_kl"] = kl_divergence(before, after_encoder).sum(-1).mean()
-            metrics["vae/policy_kl"] = kl_divergence(after_encoder, after_vae).sum(-1).mean()
-            metrics |= self._update_actor_critic(rollout)
+            if self.gradients == "joint":
+                metrics = self._update_jointly(rollout)
+            else:
+                metrics = self._update_upper_levels(rollout, batch.replay)
+                metrics |= self._update_actor_critic(rollout)
             # Only now: until here, learning saw what acting saw.
             self.policy.observe(rollout.observation, rollout.reward)
         self.iteration += 1
         self.env_steps += rollout.env_steps * world_size
-        self._log(metrics | rollout_metrics(rollout))
+        self._log(metrics | rollout_metrics(rollout, self.policy.categories))
+
+    def _update_upper_levels(self, rollout: Rollout, replay: TrajectoryReplay) -> Metrics:
+        """High, then intermediate level, and how far they move the policy behind PPO's back."""
+        before = self.policy.distribution(rollout.observation, rollout.action, rollout.reward)
+        metrics = self._update_task_encoder(replay)
+        after_encoder = self.policy.distribution(rollout.observation, rollout.action, rollout.reward)
+        metrics |= self._update_macro_vae(replay)
+        after_vae = self.policy.distribution(rollout.observation, rollout.action, rollout.reward)
+        metrics["encoder/policy_kl"] = kl_divergence(before, after_encoder).sum(-1).mean()
+        metrics["vae/policy_kl"] = kl_divergence(after_encoder, after_vae).sum(-1).mean()
+        return metrics
 
     def _update_task_encoder(self, replay: TrajectoryReplay) -> Metrics:
         """High level: gradient steps on replayed episodes."""
@@ -163,9 +160,7 @@ class HierarchicalMetaRL(pl.LightningModule):
             reward = self._learning_reward(episodes)
             return task_encoder_loss(self.policy, episodes, reward, config, self.ppo, self.acting)
 
-        count = share_of(config.trajectories)
-        batches = (replay.sample(count).to(self.device) for _ in range(config.updates))
-        return average([self._descend("task_encoder", config.max_grad_norm, loss, b) for b in batches])
+        return self._replayed("task_encoder", config, loss, replay)
 
     def _update_macro_vae(self, replay: TrajectoryReplay) -> Metrics:
         """Intermediate level: gradient steps on replayed episodes."""
@@ -176,30 +171,59 @@ class HierarchicalMetaRL(pl.LightningModule):
         def loss(episodes: Trajectories) -> tuple[Tensor, Metrics]:
             return macro_vae_loss(self.policy, episodes, config, self.acting)
 
+        return self._replayed("macro_vae", config, loss, replay)
+
+    def _replayed(self, level: str, config: Any, loss: LossFunction, replay: TrajectoryReplay) -> Metrics:
         count = share_of(config.trajectories)
         batches = (replay.sample(count).to(self.device) for _ in range(config.updates))
-        return average([self._descend("macro_vae", config.max_grad_norm, loss, b) for b in batches])
+        return average([self._descend({level: config.max_grad_norm}, loss, b) for b in batches])
 
     def _update_actor_critic(self, rollout: Rollout) -> Metrics:
         """Low level: PPO epochs on the fresh rollout, with the y_t and z_t that acted."""
         ppo, policy = self.ppo, self.policy
-        samples, metrics = ppo_samples(policy, rollout, self._learning_reward(rollout), ppo)
-        _, world_size = rank_and_world_size()
+        targets, metrics = ppo_samples(policy, rollout, self._learning_reward(rollout), ppo)
+        samples = {k: v.flatten(0, 1) for k, v in targets.items()}
+
+        def update(index: Tensor) -> Metrics:
+            batch = {k: v[index] for k, v in samples.items()}
+            norm = ppo.max_grad_norm
+            actor = self._descend({"actor": norm}, lambda b: actor_loss(policy, b, ppo), batch)
+            critic = self._descend({"critic": norm}, lambda b: critic_loss(policy, b), batch)
+            return actor | critic
+
+        return self._epochs(len(samples["action"]), update) | metrics
+
+    def _update_jointly(self, rollout: Rollout) -> Metrics:
+        """All levels at once: PPO epochs on whole trials of the fresh rollout, end to end."""
+        policy, ppo, encoder, vae = self.policy, self.ppo, self.encoder_config, self.vae_config
+        targets, metrics = ppo_samples(policy, rollout, self._learning_reward(rollout), ppo)
+        trials = joint_batch(rollout, targets)
+        limits: dict[str, Any] = {"actor": ppo, "critic": ppo, "task_encoder": encoder, "macro_vae": vae}
+        norms = {level: config.max_grad_norm for level, config in limits.items() if config}
+
+        def update(index: Tensor) -> Metrics:
+            def loss(batch: JointBatch) -> tuple[Tensor, Metrics]:
+                return joint_loss(policy, batch, encoder, vae, ppo, self.acting)
+
+            return self._descend(norms, loss, trials.select(index))
+
+        return self._epochs(len(rollout.family), update) | metrics
+
+    def _epochs(self, count: int, update: Callable[[Tensor], Metrics]) -> Metrics:
+        """Collective. PPO's passes over ``count`` samples, in random minibatches, until the KL stops them."""
+        ppo, (_, world_size) = self.ppo, rank_and_world_size()
         epochs = 0
         log: list[Metrics] = []
         for _ in range(ppo.epochs):
             epochs += 1
             log = []
-            for index in torch.randperm(len(samples["action"])).to(self.device).chunk(ppo.minibatches):
-                batch = {k: v[index] for k, v in samples.items()}
-                actor = self._descend("actor", ppo.max_grad_norm, lambda b: actor_loss(policy, b, ppo), batch)
-                critic = self._descend("critic", ppo.max_grad_norm, lambda b: critic_loss(policy, b), batch)
-                policy.actor.project()
-                log.append(actor | critic)
+            for index in torch.randperm(count).to(self.device).chunk(ppo.minibatches):
+                log.append(update(index))
+                self.policy.actor.project()
             kl = average(log)["ppo/approx_kl"]
             if ppo.target_kl is not None and sum_over_ranks(kl) / world_size > ppo.target_kl:
                 break
-        return average(log) | metrics | {"ppo/epochs": torch.tensor(float(epochs), device=self.device)}
+        return average(log) | {"ppo/epochs": torch.tensor(float(epochs), device=self.device)}
 
     def _learning_reward(self, episodes: Rollout | Trajectories) -> Tensor:
         """What returns are made of: scaled rewards and the agreement bonus. ``[T, B]``"""
@@ -209,39 +233,15 @@ class HierarchicalMetaRL(pl.LightningModule):
         return reward
 
     def _descend(
-        self, name: str, max_grad_norm: float, loss_function: LossFunction, batch: Minibatch
+        self, max_grad_norm: Mapping[str, float], loss_function: LossFunction, batch: Minibatch
     ) -> Metrics:
-        """Collective. One step of one level's optimizer; every other parameter is constant inside."""
-        optimizer, level = self._optimizer(name), self._level(name)
-        self.policy.eval()  # dropout only in the level that learns: y is what it is when acting
-        level.train()
-        with self.toggled_optimizer(optimizer):
-            loss, metrics = loss_function(batch)
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            norm = clip_grad_norm_(level.parameters(), max_grad_norm)
-            broken = ~(torch.isfinite(norm) & torch.isfinite(loss.detach()))
-            if sum_over_ranks(broken.float()) > 0:
-                where = f"in iteration {int(self.iteration)}, after {int(self.env_steps):,} environment steps"
-                what = f"loss {float(loss):.3g}, gradient norm {float(norm):.3g}"
-                blamed = families_at_fault(loss_function, batch, level.parameters(), self.families)
-                raise not_finite(name, blamed, where, what)
-            optimizer.step()
-        return metrics | {f"grad_norm/{name}": norm.detach()}
+        """Collective. One step of the levels that ``max_grad_norm`` names."""
+        steps = {n: Step(self._level(n), self._optimizer(n), norm) for n, norm in max_grad_norm.items()}
+        self.policy.eval()  # dropout only in what learns: y is what it is when acting
+        where = f"in iteration {int(self.iteration)}, after {int(self.env_steps):,} environment steps"
+        return descend(self, steps, loss_function, batch, where)
 
     # --- logging ---------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _policy_now(self, rollout: Rollout) -> torch.distributions.Normal:
-        """The policy on this rollout with y and z made anew, noise-free: what HL and IL updates move."""
-        self.policy.eval()
-        sequence = self.policy.encode_episodes(rollout.observation, rollout.action, rollout.reward, Acting())
-        state = self.policy.normalize(rollout.observation)[:-1]
-        belief = sequence.belief[:-1]
-        now: torch.distributions.Normal = self.policy.actor(
-            state, belief, self.policy.macro_action(state, belief, Acting())
-        )
-        return now
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
         """Collective. Log rank means by environment steps; float64, as float32 miscounts above 16 million."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent
-from torch.nn.functional import gumbel_softmax
+from torch.distributions import Independent, Normal
 
 from hmrl.config import ActorCriticConfig, MacroVAEConfig, TaskEncoderConfig
 from hmrl.networks.actor_critic import Actor, Critic
 from hmrl.networks.macro_vae import MacroVAE
-from hmrl.networks.task_encoder import TaskEncoder
+from hmrl.networks.task_encoder import ContinuousEncoder, MixtureEncoder, TaskEncoder
 from hmrl.normalizer import RunningMoments
 from hmrl.types import Acting, ActorStep, Carry, UserError
 
@@ -23,8 +22,9 @@ _STD_FLOOR = 0.01  # metres, mostly: a dimension that hardly moves in training m
 class BeliefSequence(NamedTuple):
     """Beliefs along whole episodes."""
 
-    probabilities: Tensor  # [T+1, B, K]
-    belief: Tensor  # [T+1, B, K], what critic and actor are given
+    probabilities: Tensor  # [T+1, B, K]; K is 0 where the belief has no categories
+    belief: Tensor  # [T+1, B, belief_dim], what critic and actor are given
+    out: Tensor  # [T+1, B, ...], what the encoder made both of
 
 
 class HierarchicalPolicy(nn.Module):
@@ -37,6 +37,7 @@ class HierarchicalPolicy(nn.Module):
         action_dim: A.
         ego_indices: which observation dimensions are the ego-state.
         decision_interval: simulator steps between two decisions, k.
+        macro_interval: decisions that a macro-action is held.
         temperature: of the Gumbel-softmax.
     """
 
@@ -53,16 +54,23 @@ class HierarchicalPolicy(nn.Module):
         action_dim: int,
         ego_indices: tuple[int, ...],
         decision_interval: int,
+        macro_interval: int,
         temperature: float,
     ) -> None:
         super().__init__()
         self.task_encoder, self.macro_vae = task_encoder, macro_vae
         self.actor, self.critic = actor, critic
         self.observation_dim, self.action_dim = observation_dim, action_dim
-        self.decision_interval, self.temperature = decision_interval, temperature
+        self.decision_interval, self.macro_interval = decision_interval, macro_interval
+        self.temperature = temperature
         self.register_buffer("ego_indices", torch.tensor(ego_indices), persistent=False)
         self.observation_moments = RunningMoments(observation_dim)
         self.reward_moments = RunningMoments(1)
+
+    @property
+    def categories(self) -> int:
+        """How many of the belief's entries, the first ones, are a distribution."""
+        return self.task_encoder.categories if self.task_encoder else 0
 
     # --- acting ----------------------------------------------------------------------------------
 
@@ -74,6 +82,8 @@ class HierarchicalPolicy(nn.Module):
             hidden,
             torch.zeros(batch_size, self.observation_dim, device=device),
             torch.zeros(batch_size, self.action_dim, device=device),
+            torch.zeros(batch_size, self.action_dim if self.macro_vae else 0, device=device),
+            torch.zeros(batch_size, 1, dtype=torch.int64, device=device),
         )
 
     @torch.no_grad()
@@ -95,7 +105,7 @@ class HierarchicalPolicy(nn.Module):
             logits, hidden = self.task_encoder(
                 carry.observation.unsqueeze(0),
                 carry.action.unsqueeze(0),
-                self._normalize_reward(reward).unsqueeze(0),
+                self.normalize_reward(reward).unsqueeze(0),
                 state.unsqueeze(0),
                 carry.hidden,
             )
@@ -105,10 +115,13 @@ class HierarchicalPolicy(nn.Module):
         macro_action = self.macro_action(state, belief, acting)
         if acting.permute == "macro_action":
             macro_action = macro_action[_donors(len(state)).to(state.device)]
+        held = carry.age % self.macro_interval != 0
+        macro_action = torch.where(held, carry.macro_action, macro_action)
         distribution = self.actor(state, belief, macro_action)
         action = distribution.sample() if acting.action == "sample" else distribution.mean
         log_prob = Independent(distribution, 1).log_prob(action)
-        return ActorStep(action, log_prob, belief, macro_action), Carry(hidden, state, action)
+        remembered = Carry(hidden, state, action, macro_action, carry.age + 1)
+        return ActorStep(action, log_prob, belief, macro_action), remembered
 
     # --- the parts, on normalised states ---------------------------------------------------------
 
@@ -116,23 +129,27 @@ class HierarchicalPolicy(nn.Module):
         """Raw observations ``[..., S]`` in the units of the networks."""
         return self.observation_moments.normalize(observation, _CLIP, _STD_FLOOR)
 
-    def _normalize_reward(self, reward: Tensor) -> Tensor:
+    def normalize_reward(self, reward: Tensor) -> Tensor:
         """Raw rewards ``[...]`` of a decision; one scale for all families, which the agent cannot know."""
         return self.reward_moments.normalize(reward.unsqueeze(-1), _CLIP, _STD_FLOOR).squeeze(-1)
 
     def belief(self, logits: Tensor, acting: Acting) -> Tensor:
-        """y from logits ``[..., K]``: probabilities, or a Gumbel-softmax sample (HiMeta, eq. of y_t)."""
-        if acting.task_belief == "sample":
-            return gumbel_softmax(logits, tau=self.temperature)
-        return logits.softmax(-1)
+        """y from the encoder's ``logits`` ``[..., K]``: probabilities, or a sample (HiMeta, eq. of y_t)."""
+        assert self.task_encoder is not None
+        sample = acting.task_belief == "sample"
+        return self.task_encoder.belief(logits, sample=sample, temperature=self.temperature)
 
     def macro_action(self, state: Tensor, belief: Tensor, acting: Acting) -> Tensor:
-        """z for the actor ``[..., A]``, or ``[..., 0]`` without the level. No gradient leaves it."""
+        """z for the actor ``[..., A]``, or ``[..., 0]`` without the level."""
         if self.macro_vae is None:
             return state.new_zeros(*state.shape[:-1], 0)
-        with torch.no_grad():
-            posterior = self.macro_vae.encode(state, belief)
-            return posterior.sample() if acting.macro_action == "sample" else posterior.mean
+        posterior = self.macro_vae.encode(state, belief)
+        return posterior.rsample() if acting.macro_action == "sample" else posterior.mean
+
+    def hold(self, macro_action: Tensor) -> Tensor:
+        """z as it is held along episodes ``[T, B, A]``: that of the first decision of each interval."""
+        t = torch.arange(len(macro_action), device=macro_action.device)
+        return macro_action[t - t % self.macro_interval]
 
     def encode_episodes(
         self, observation: Tensor, action: Tensor, reward: Tensor, acting: Acting
@@ -147,17 +164,31 @@ class HierarchicalPolicy(nn.Module):
         state = self.normalize(observation)
         if self.task_encoder is None:
             nothing = state.new_zeros(*state.shape[:-1], 0)
-            return BeliefSequence(nothing, nothing)
+            return BeliefSequence(nothing, nothing, nothing)
         first = torch.zeros_like(state[:1])
-        no_reward = self._normalize_reward(torch.zeros_like(reward[:1]))
+        no_reward = self.normalize_reward(torch.zeros_like(reward[:1]))
         logits, _ = self.task_encoder(
             torch.cat([first, state[:-1]]),
             torch.cat([torch.zeros_like(action[:1]), action]),
-            torch.cat([no_reward, self._normalize_reward(reward)]),
+            torch.cat([no_reward, self.normalize_reward(reward)]),
             state,
             self.task_encoder.initial_hidden(state.shape[1], state.device),
         )
-        return BeliefSequence(logits.softmax(-1), self.belief(logits, acting))
+        return BeliefSequence(self.task_encoder.probabilities(logits), self.belief(logits, acting), logits)
+
+    @torch.no_grad()
+    def distribution(self, observation: Tensor, action: Tensor, reward: Tensor) -> Normal:
+        """The policy along whole episodes, with y and z made anew, noise-free. ``[T, B, A]``
+
+        Args: as for :meth:`encode_episodes`.
+        """
+        self.eval()
+        belief = self.encode_episodes(observation, action, reward, Acting()).belief[:-1]
+        state = self.normalize(observation)[:-1]
+        distribution: Normal = self.actor(
+            state, belief, self.hold(self.macro_action(state, belief, Acting()))
+        )
+        return distribution
 
     @torch.no_grad()
     def observe(self, observation: Tensor, reward: Tensor) -> None:
@@ -183,31 +214,23 @@ def build_policy(
     action_dim: int,
     ego_indices: tuple[int, ...],
     decision_interval: int,
+    macro_interval: int = 1,
 ) -> HierarchicalPolicy:
     """The policy that a configuration describes; a level that is None is absent, not zeroed.
 
     Raises:
-        UserError: for an ego index outside the observation or a decision interval below 1.
+        UserError: for an ego index outside the observation or an interval below 1.
     """
-    if decision_interval < 1:
-        raise UserError(f"model.decision_interval is {decision_interval}, but it must be at least 1")
+    for name, interval in (("decision_interval", decision_interval), ("macro_interval", macro_interval)):
+        if interval < 1:
+            raise UserError(f"model.{name} is {interval}, but it must be at least 1")
     if not ego_indices or not all(0 <= i < observation_dim for i in ego_indices):
-        raise UserError(f"ego indices {ego_indices} are not all within the observation's {observation_dim}")
-    belief_dim = encoder.categories if encoder else 0
-    task_encoder = (
-        None
-        if encoder is None
-        else TaskEncoder(
-            observation_dim,
-            action_dim,
-            categories=encoder.categories,
-            cell=encoder.cell,
-            hidden=encoder.hidden,
-            embedding_hidden=encoder.embedding_hidden,
-            head_hidden=encoder.head_hidden,
-            dropout=encoder.dropout,
+        raise UserError(
+            f"ego_indices is {list(ego_indices)}: use one or more of 0 to {observation_dim - 1}, dimensions "
+            "of the observation"
         )
-    )
+    task_encoder = _build_encoder(encoder, observation_dim, action_dim) if encoder else None
+    belief_dim = task_encoder.belief_dim if task_encoder else 0
     macro_vae = (
         None
         if vae is None
@@ -241,5 +264,22 @@ def build_policy(
         action_dim=action_dim,
         ego_indices=ego_indices,
         decision_interval=decision_interval,
+        macro_interval=macro_interval,
         temperature=encoder.temperature if encoder else 1.0,
     )
+
+
+def _build_encoder(config: TaskEncoderConfig, observation_dim: int, action_dim: int) -> TaskEncoder:
+    options: dict[str, Any] = {
+        "categories": config.categories,
+        "cell": config.cell,
+        "hidden": config.hidden,
+        "embedding_hidden": config.embedding_hidden,
+        "head_hidden": config.head_hidden,
+        "dropout": config.dropout,
+    }
+    if config.belief == "mixture":
+        options |= {"latent": config.latent, "decoder_hidden": config.decoder_hidden}
+        return MixtureEncoder(observation_dim, action_dim, **options)
+    kind = ContinuousEncoder if config.belief == "continuous" else TaskEncoder
+    return kind(observation_dim, action_dim, **options)

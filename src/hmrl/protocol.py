@@ -87,13 +87,10 @@ class TrialAgent:
 
 def _choose(due: Tensor, new: Carry, old: Carry) -> Carry:
     """The new memory of the environments that are ``due`` ``[B]``, the old one of the others."""
-    hidden = tuple(torch.where(due[None, :, None], a, b) for a, b in zip(new.hidden, old.hidden, strict=True))
-    column = due[:, None]
-    return Carry(
-        hidden,
-        torch.where(column, new.observation, old.observation),
-        torch.where(column, new.action, old.action),
-    )
+    pairs = zip(new.hidden, old.hidden, strict=True)
+    hidden = tuple(torch.where(due[None, :, None], a, b) for a, b in pairs)
+    rest = {f.name: (getattr(new, f.name), getattr(old, f.name)) for f in fields(Carry) if f.name != "hidden"}
+    return Carry(hidden, **{name: torch.where(due[:, None], a, b) for name, (a, b) in rest.items()})
 
 
 @dataclass
@@ -165,7 +162,7 @@ def evaluate_trials(
         asynchronous=config.backend == "metaworld_async",
         goal_visible=config.agent == "expert",
     )
-    agent = choose_agent(config.agent, policy, envs.families)
+    agent = choose_agent(config.agent, policy, envs.families, bench.world)
     try:
         with single_thread():
             success, mean_return, by_family = metalearning_evaluation(

@@ -6,7 +6,8 @@ Schema 1, JSON, one file a run and protocol:
   evaluation's goals and actions. ``checkpoint``: path or null.
 - ``env_steps``: of training, simulator steps over all environments.
 - ``protocol``: ``name`` and what it was run with: ``backend``, ``goals_per_family`` (different goals),
-  ``episodes_per_family`` (scored, a mode); for meta_world also Meta-World's own parameters.
+  ``episodes_per_family`` (scored, a mode); for meta_world Meta-World's own parameters; ``perturbation``, if
+  there was one: returns are then those that the agent saw.
 - ``git``: ``revision`` and whether files were ``modified``, of the source that ran; null outside a checkout.
 - ``packages`` (versions), ``python``, ``platform``; ``started`` (UTC, ISO 8601) and ``wall_time_s``.
 - ``model``, ``data``: the complete configuration.
@@ -25,10 +26,12 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from hmrl.envs.perturb import Perturbation
 from hmrl.types import Outcomes
 
 SCHEMA = 1
@@ -119,6 +122,9 @@ def describe_protocol(data: Any) -> dict[str, Any]:
     """The ``protocol`` entry, from the data module's settings."""
     config = data.test
     described: dict[str, Any] = {"name": config.protocol, "backend": config.backend or data.backend}
+    perturbation = config.perturbation_within(data.perturbation)
+    if perturbation != Perturbation():
+        described["perturbation"] = asdict(perturbation)
     if config.protocol == "meta_world":
         trials = data.trials
         described |= {name: getattr(trials, name) for name in ("num_evals", "adaptation_episodes")}

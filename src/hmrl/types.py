@@ -65,11 +65,15 @@ class Carry:
         hidden: recurrent states (GRU one, LSTM two), each ``[1, B, H]``; empty without memory.
         observation: s_{t-1}, zeros before the first decision. ``[B, S]``
         action: a_{t-1}. ``[B, A]``
+        macro_action: z_{t-1}, which may be held. ``[B, A or 0]``
+        age: decisions since the start of the trial. ``[B, 1]`` long
     """
 
     hidden: tuple[Tensor, ...]
     observation: Tensor
     action: Tensor
+    macro_action: Tensor
+    age: Tensor
 
 
 class ActorStep(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM
+from hmrl.envs.benchmarks import ACTION_DIM
 from hmrl.types import Acting, ActorStep, Carry, Split
 
 
@@ -26,7 +26,8 @@ def official_tasks(split: Split, seed: int = 1) -> list[Any]:
 
 
 def empty_carry(batch_size: int) -> Carry:
-    return Carry((), torch.zeros(batch_size, OBSERVATION_DIM), torch.zeros(batch_size, ACTION_DIM))
+    nothing = torch.zeros(batch_size, 0)
+    return Carry((), nothing, nothing, nothing, torch.zeros(batch_size, 1, dtype=torch.int64))
 
 
 def actor_step(action: Tensor) -> ActorStep:

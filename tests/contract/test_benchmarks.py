@@ -91,6 +91,29 @@ def test_impossible_environments_are_refused(envs_per_family: int, world_size: i
         )
 
 
+def test_the_grid_worlds_have_families_of_their_own() -> None:
+    small, large = benchmark("GridWorld"), benchmark("GridWorldLarge")
+    assert (len(small.train), len(small.test)) == (5, 3)
+    assert not set(small.train) & set(small.test)
+    assert (large.train, large.test) == (small.train, small.test)
+    assert (large.world.scale, large.world.horizon) == (4 * small.world.scale, 4 * small.world.horizon)
+    with pytest.raises(UserError, match="hall"):
+        benchmark("custom", ["hall"], ["reach"])
+
+
+@pytest.mark.parametrize(("name", "backend"), [("ML10", "gridworld"), ("GridWorld", "envpool")])
+def test_a_simulator_of_another_world_is_refused(name: Any, backend: Any) -> None:
+    with pytest.raises(UserError, match=f"{backend}, which cannot run data.benchmark {name}"):
+        make_envs(backend, benchmark(name), Goals("train", 1, None, 0), 1, horizon=3)
+
+
+def test_only_the_reference_simulator_has_a_number_of_fixed_goals() -> None:
+    assert benchmark("ML10").fixed_goals("metaworld") == 50
+    assert benchmark("ML10").fixed_goals("metaworld_async") == 50
+    assert benchmark("ML10").fixed_goals("envpool") is None
+    assert benchmark("GridWorld").fixed_goals("gridworld") is None
+
+
 def _attached(data: MetaWorldDataModule) -> MetaWorldDataModule:
     """The data module as inside a trainer whose module acts at random."""
     module = SimpleNamespace(policy=RandomAgent(), acting=Acting(), device=torch.device("cpu"), iteration=0)

@@ -45,10 +45,53 @@ OPTIONS = [
     ("--data.train_families reach", "data.train_families", "reach", "a list"),
     # environments and goals
     ("--data.backend mujoco", "data.backend", "mujoco", "one of envpool, metaworld, metaworld_async"),
+    ("--data.backend gridworld", "data.backend", "gridworld", "use envpool or metaworld or metaworld_async"),
+    ("--data.benchmark GridWorld", "data.backend", "envpool", "use gridworld"),
+    (
+        "--data.benchmark GridWorld --data.backend gridworld --data.test.backend metaworld",
+        *("data.test.backend", "metaworld", "use gridworld"),
+    ),
+    (
+        "--data.benchmark GridWorld --data.backend gridworld --data.test.protocol meta_world",
+        *("data.test.protocol", "meta_world", "use first_episode or paper"),
+    ),
+    (
+        "--data.benchmark GridWorld --data.backend gridworld --data.horizon 25",
+        *("data.horizon", "25", "1 to 24"),
+    ),
+    (
+        "--data.benchmark GridWorld --data.train_families [hall]",
+        *("data.train_families", "['hall']", "leave it empty"),
+    ),
+    ("--data.ego_state hand", "data.ego_state", "hand", "one of ego, everything, other"),
     ("--data.envs_per_family 0", "data.envs_per_family", "0", "1 or more"),
     ("--data.horizon 0", "data.horizon", "0", "1 to 500"),
     ("--data.horizon 501", "data.horizon", "501", "1 to 500"),
     ("--data.replay_trajectories 0", "data.replay_trajectories", "0", "1 or more"),
+    # curriculum
+    ("--data.curriculum.cycles 0", "data.curriculum.cycles", "0", "1 or more"),
+    ("--data.curriculum.blocks joint", "data.curriculum.blocks", "joint", "one_after_another or a list"),
+    ("--data.curriculum.blocks []", "data.curriculum.blocks", "[]", "one or more blocks"),
+    ("--data.curriculum.blocks [[reach],[lift]]", "data.curriculum.blocks", "'lift'", "some of reach, push,"),
+    ("--data.curriculum.blocks [reach]", "data.curriculum.blocks", "reach", "a list"),
+    ("--data.curriculum.blocks [[reach,reach]]", "data.curriculum.blocks", "'reach' twice", "name it once"),
+    (
+        "--data.curriculum.blocks [[reach,push,sweep]]",
+        *("data.curriculum.blocks", "3 families, over which the 20", "another data.envs_per_family than 2"),
+    ),
+    (
+        "--data.curriculum.env_steps_per_block 259",
+        *("data.curriculum.env_steps_per_block", "259", "one iteration has 260: use that or more"),
+    ),
+    (
+        "--data.curriculum.env_steps_per_block 260 --budget.env_steps 2601",
+        *("budget.env_steps", "2,601", "10 blocks of data.curriculum last 2,600: use at most that"),
+    ),
+    (
+        "--trainer.devices 2 --data.validation.envs_per_family 2 "
+        "--data.curriculum.blocks [[reach,push,pick-place,door-open]]",
+        *("data.curriculum.blocks", "4 families with 5 environments each", "2 processes"),
+    ),
     ("--data.goals_per_family 0", "data.goals_per_family", "0", "1 or more, or null"),
     (
         "--data.goals_per_family 51 --data.backend metaworld",
@@ -73,6 +116,47 @@ OPTIONS = [
     ("--data.modes 3", "data.modes", "3", "a mapping of keys to values"),
     ("--data.modes.sampled.action guess", "data.modes.sampled.action", "guess", "one of sample, mean"),
     ("--data.modes.sampled.actoin mean", "data.modes.sampled.actoin", "no key", "data.modes.sampled.action"),
+    # perturbations
+    ("--data.perturbation.noise_std -0.1", "data.perturbation.noise_std", "-0.1", "0 or more and finite"),
+    ("--data.perturbation.noise_std loud", "data.perturbation.noise_std", "loud", "a number"),
+    (
+        "--data.perturbation.nois_std 0.1",
+        "data.perturbation.nois_std",
+        "no key",
+        "data.perturbation.noise_std",
+    ),
+    (
+        "--data.perturbation.missing.probability 1.5",
+        *("data.perturbation.missing.probability", "1.5", "in [0, 1]"),
+    ),
+    (
+        "--data.perturbation.missing.part some",
+        *("data.perturbation.missing.part", "some", "one of observation, sensor"),
+    ),
+    (
+        "--data.perturbation.action_gain '{kind: jump}'",
+        *("data.perturbation.action_gain.size", "0.0", "finite and not 0"),
+    ),
+    (
+        "--data.perturbation.action_gain '{kind: jmp, size: 1}'",
+        *("data.perturbation.action_gain.kind", "jmp", "one of linear, random_walk, jump"),
+    ),
+    (
+        "--data.perturbation.reward_scale '{size: 1, over_episodes: 0}'",
+        *("data.perturbation.reward_scale.over_episodes", "0", "1 or more episodes of training, or null"),
+    ),
+    (
+        "--data.test.perturbation '{missing: {told: true}}'",
+        *("data.test.perturbation.missing.told", "true", "use false"),
+    ),
+    (
+        "--data.perturbation.missing.told true --data.validation.perturbation {}",
+        *("data.validation.perturbation.missing.told", "false", "use true"),
+    ),
+    (
+        "--data.perturbation.noise_std 0.1 --data.test.protocol meta_world --data.test.backend metaworld",
+        *("data.test.protocol", "meta_world", "first_episode"),
+    ),
     # task encoder
     ("--model.task_encoder.categories 0", "model.task_encoder.categories", "0", "at least 1"),
     ("--model.task_encoder.hidden 0", "model.task_encoder.hidden", "0", "at least 1"),

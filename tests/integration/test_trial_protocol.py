@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,7 @@ class Counting:
 
     def initial_carry(self, batch_size: int) -> Carry:
         zeros = torch.zeros(batch_size, ACTION_DIM)
-        return Carry((torch.zeros(1, batch_size, 1),), torch.zeros(batch_size, OBSERVATION_DIM), zeros)
+        return Carry((torch.zeros(1, batch_size, 1),), zeros, zeros, zeros[:, :0], zeros[:, :1])
 
     def act(self, observation: Any, reward: Any, carry: Carry, acting: Acting) -> tuple[ActorStep, Carry]:
         count = carry.hidden[0] + 1
@@ -172,7 +173,7 @@ class Counting:
         action[:, 1] = reward / 100
         nothing = torch.zeros(len(action), 0)
         step = ActorStep(action, torch.zeros(len(action)), nothing, nothing)
-        return step, Carry((count,), observation, action)
+        return step, replace(carry, hidden=(count,))
 
 
 def test_each_environment_decides_in_its_own_time() -> None:

@@ -120,11 +120,17 @@ class ToyDataModule(MetaWorldDataModule):
         self.made: list[ToyEnvs] = []
 
     def make_envs(
-        self, backend: Backend, goals: Goals, envs_per_family: int, *, goal_visible: bool = False
+        self,
+        backend: Backend,
+        goals: Goals,
+        envs_per_family: int,
+        *,
+        goal_visible: bool = False,
+        families: Sequence[str] | None = None,
     ) -> TaskEnvs:
         rank, world_size = rank_and_world_size()
         share = envs_per_family // world_size
-        names = self.benchmark.families(goals.split)
+        names = families or self.benchmark.families(goals.split)
         families = [family for family in names for _ in range(share)]
         slots = [rank * share + i for _ in names for i in range(share)]
         training = self.trainer is not None and self.trainer.training

@@ -75,7 +75,7 @@ def loss_of(module: HierarchicalMetaRL, level: str) -> NullaryLoss:
 
 
 def descend(module: HierarchicalMetaRL, level: str, norm: float, loss: NullaryLoss) -> dict[str, Tensor]:
-    return module._descend(level, norm, lambda _: loss(), {})
+    return module._descend({level: norm}, lambda _: loss(), {})
 
 
 def changes(module: HierarchicalMetaRL, action: Callable[[], object]) -> set[str]:
@@ -215,12 +215,13 @@ def test_gradients_are_clipped_to_the_levels_norm() -> None:
 @pytest.mark.parametrize("broken", ["advantage", "state"])
 def test_a_low_level_loss_that_is_not_finite_names_its_family_and_changes_nothing(broken: str) -> None:
     module = agent(ALL)
-    samples, _ = ppo_samples(module.policy, rollout := rollout_for(module), rollout.reward, module.ppo)
+    targets, _ = ppo_samples(module.policy, rollout := rollout_for(module), rollout.reward, module.ppo)
+    samples = {k: v.flatten(0, 1) for k, v in targets.items()}
     samples[broken][samples["family"] == 1] = float("nan")
 
     def step() -> None:
         with pytest.raises(UserError, match=r"level actor is not finite in iteration 0.*family: push;"):
-            module._descend("actor", 1.0, lambda b: actor_loss(module.policy, b, module.ppo), samples)
+            module._descend({"actor": 1.0}, lambda b: actor_loss(module.policy, b, module.ppo), samples)
 
     assert changes(module, step) == set()
 
@@ -242,7 +243,8 @@ def test_an_upper_levels_loss_that_is_not_finite_names_its_family_and_changes_no
 def test_a_gradient_that_is_not_finite_where_the_loss_is_stops_too() -> None:
     """The square root has an infinite slope at 0."""
     module = agent(ALL)
-    samples, _ = ppo_samples(module.policy, rollout := rollout_for(module), rollout.reward, module.ppo)
+    targets, _ = ppo_samples(module.policy, rollout := rollout_for(module), rollout.reward, module.ppo)
+    samples = {k: v.flatten(0, 1) for k, v in targets.items()}
 
     def loss(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         value, metrics = critic_loss(module.policy, batch)
@@ -250,7 +252,7 @@ def test_a_gradient_that_is_not_finite_where_the_loss_is_stops_too() -> None:
 
     def step() -> None:
         with pytest.raises(UserError, match=r"level critic is not finite.*gradient norm nan"):
-            module._descend("critic", 1.0, loss, samples)
+            module._descend({"critic": 1.0}, loss, samples)
 
     assert changes(module, step) == set()
 

@@ -433,10 +433,10 @@ def test_refuses_a_file_as_folder(runs: list[str], tmp_path: Path) -> None:
 
 
 def test_refuses_more_methods_than_colours(tmp_path: Path) -> None:
-    for i in range(11):
+    for i in range(21):
         write_result(tmp_path / f"run{i}", result(rates(0.1, 0.1, 0.1)))
-    with pytest.raises(UserError, match="11 methods are too many to tell apart: at most 10"):
-        report([str(tmp_path / f"run{i}") for i in range(11)], tmp_path / "out")
+    with pytest.raises(UserError, match="21 methods are too many to tell apart: at most 20"):
+        report([str(tmp_path / f"run{i}") for i in range(21)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

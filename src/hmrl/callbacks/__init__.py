@@ -1,6 +1,7 @@
 """Lightning callbacks: evaluation, budget, checkpoints, interruption, progress."""
 
 from hmrl.callbacks.budget import EnvStepBudget
+from hmrl.callbacks.forgetting import Forgetting
 from hmrl.callbacks.graceful_stop import GracefulStop, hold_signals
 from hmrl.callbacks.last_checkpoint import LastCheckpoint
 from hmrl.callbacks.latents import Latents
@@ -12,6 +13,7 @@ from hmrl.callbacks.video import Video
 __all__ = [
     "EnvStepBudget",
     "EnvStepsProgressBar",
+    "Forgetting",
     "GracefulStop",
     "LastCheckpoint",
     "Latents",

@@ -12,8 +12,9 @@ from hmrl.agents import choose_agent
 from hmrl.distributed import together
 from hmrl.envs.benchmarks import Goals
 from hmrl.envs.metaworld import MetaWorldEnvs
+from hmrl.envs.perturb import Perturbation, PerturbedEnvs
 from hmrl.rollout import collect, seeded
-from hmrl.types import Rollout, Split, UserError
+from hmrl.types import Rollout, Split, TaskEnvs, UserError
 from hmrl.video import Camera, FilmedEnvs, film, require_film_tools, write
 
 _STREAM = 4  # of random numbers; training, learning, validation and test have those before
@@ -48,6 +49,11 @@ class Video(pl.Callback):
         with together():
             if trainer.is_global_zero:
                 bench = trainer.datamodule.benchmark  # type: ignore[attr-defined]
+                if "metaworld" not in bench.world.backends:
+                    raise UserError(
+                        f"video.record is true, but only Meta-World can be filmed and data.benchmark is "
+                        f"{bench.name}: use false"
+                    )
                 known = dict.fromkeys((*bench.train, *bench.test))
                 for family in self.families or ():
                     if family not in known:
@@ -83,13 +89,19 @@ class Video(pl.Callback):
     def _film(self, path: Path, data: Any, pl_module: Any, split: Split, family: str) -> Rollout:
         families = data.benchmark.families(split)
         mode, acting = next(iter(data.modes.items()))
-        agent = choose_agent(data.test.agent, pl_module.policy, [family])
+        agent = choose_agent(data.test.agent, pl_module.policy, [family], data.benchmark.world)
         # One goal a family is the first one, which every evaluation on this simulator has.
         goals = Goals(split, data.seed, 1, _STREAM)
         visible = data.test.agent == "expert"
         envs = MetaWorldEnvs(data.benchmark, [family], goals, [0], 1, data.horizon, visible)
         with closing(envs), closing(Camera(envs.simulators[0])) as camera:
-            filmed = FilmedEnvs(envs, camera, self.every)
+            perturbation = data.test.perturbation_within(data.perturbation)
+            key = (data.seed, _STREAM, int(split == "test"))
+            age = int(pl_module.iteration) * data.episodes_per_trial
+            seen: TaskEnvs = envs
+            if perturbation != Perturbation():
+                seen = PerturbedEnvs(envs, perturbation, data.sensors, key, 0, 1, age)
+            filmed = FilmedEnvs(seen, camera, self.every)
             with seeded(data.seed, _STREAM, int(split == "test"), families.index(family)):
                 rollout = collect(
                     filmed,

@@ -1,14 +1,15 @@
-"""Families, splits and goals of Meta-World's meta-learning benchmarks."""
+"""Families, splits and goals of Meta-World's meta-learning benchmarks, and of the grid world."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
 
+from hmrl.envs.layouts import TEST_LAYOUTS, TRAIN_LAYOUTS
 from hmrl.types import Split, UserError
 
 OBSERVATION_DIM = 39
@@ -19,7 +20,61 @@ GOALS_PER_FAMILY = 50  # of Meta-World's own, in each split
 EGO_INDICES = (0, 1, 2, 3, 18, 19, 20, 21)
 GOAL_INDICES = (36, 37, 38)
 
-BenchmarkName = Literal["ML1", "ML10", "ML25", "ML45", "custom"]
+BenchmarkName = Literal["ML1", "ML10", "ML25", "ML45", "custom", "GridWorld", "GridWorldLarge"]
+Backend = Literal["envpool", "metaworld", "metaworld_async", "gridworld"]
+EgoState = Literal["ego", "everything", "other"]
+
+
+@dataclass(frozen=True)
+class World:
+    """What all families of a benchmark share.
+
+    Args:
+        observation_dim, action_dim: S and A.
+        ego_indices: dimensions of the observation that are the body's own.
+        goal_indices: those that show the goal to experts and are zero for agents.
+        horizon: most simulator steps of an episode.
+        backends: simulators that can run it.
+        scale: of the grid world, how many times as wide its layouts are.
+    """
+
+    observation_dim: int
+    action_dim: int
+    ego_indices: tuple[int, ...]
+    goal_indices: tuple[int, ...]
+    horizon: int
+    backends: tuple[Backend, ...]
+    scale: int = 1
+
+    def decoded(self, state: EgoState) -> tuple[int, ...]:
+        """Observation dimensions that macro-actions are about: an ablation of the ego-state.
+
+        Args:
+            state: ``ego``: the body's own; ``everything``: all but the hidden goal's; ``other``: those of
+                everything that are not the body's own.
+
+        Raises:
+            UserError: for another one.
+        """
+        if state not in (allowed := get_args(EgoState)):
+            raise UserError(f"data.ego_state is {state!r}: use one of {', '.join(allowed)}")
+        if state == "ego":
+            return self.ego_indices
+        left_out = self.goal_indices + (self.ego_indices if state == "other" else ())
+        return tuple(i for i in range(self.observation_dim) if i not in left_out)
+
+
+META_WORLD = World(
+    OBSERVATION_DIM,
+    ACTION_DIM,
+    EGO_INDICES,
+    GOAL_INDICES,
+    HORIZON,
+    backends=("envpool", "metaworld", "metaworld_async"),
+)
+# Position now (0-1) and one step ago (2-3), free way in four directions (4-7), goal (8-9).
+GRID_WORLD = World(10, 2, (0, 1, 2, 3), (8, 9), 24, backends=("gridworld",))
+_GRID_WORLDS = {"GridWorld": GRID_WORLD, "GridWorldLarge": replace(GRID_WORLD, horizon=96, scale=4)}
 
 
 @dataclass(frozen=True)
@@ -29,10 +84,30 @@ class Benchmark:
     name: BenchmarkName
     train: tuple[str, ...]
     test: tuple[str, ...]
+    world: World = META_WORLD
 
     def families(self, split: Split) -> tuple[str, ...]:
         """The families of one split."""
         return self.train if split == "train" else self.test
+
+    def fixed_goals(self, backend: Backend) -> int | None:
+        """How many fixed goals a family has on a simulator; None: as many as are asked for."""
+        return GOALS_PER_FAMILY if backend in ("metaworld", "metaworld_async") else None
+
+    def check_backend(self, key: str, backend: Backend) -> None:
+        """Refuse a simulator of another world.
+
+        Args:
+            key: where it is set, as "data.backend".
+
+        Raises:
+            UserError: with those that can run this benchmark.
+        """
+        if backend not in self.world.backends:
+            raise UserError(
+                f"{key} is {backend}, which cannot run data.benchmark {self.name}: use "
+                f"{' or '.join(self.world.backends)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,8 +169,8 @@ def benchmark(name: BenchmarkName, train: Sequence[str] = (), test: Sequence[str
     """The families of a benchmark.
 
     Args:
-        name: ML10, ML25 and ML45 know their families; ML1 takes one in ``train``, whose test split has
-            other goals; custom takes both lists.
+        name: ML10, ML25, ML45 and the grid worlds know their families; ML1 takes one in ``train``, whose
+            test split has other goals; custom takes both lists.
 
     Raises:
         UserError: for an unknown family, or lists that do not fit the benchmark.
@@ -108,7 +183,7 @@ def benchmark(name: BenchmarkName, train: Sequence[str] = (), test: Sequence[str
     given = {"data.train_families": train, "data.test_families": test}
     for key, names in given.items():
         for family in names:
-            if family not in all_families():
+            if name not in _GRID_WORLDS and family not in all_families():
                 raise UserError(
                     f"{key} names {family!r}, which is no family of Meta-World: use some of "
                     f"{', '.join(all_families())}"
@@ -138,6 +213,8 @@ def benchmark(name: BenchmarkName, train: Sequence[str] = (), test: Sequence[str
                 f"{key} is {names}, but data.benchmark {name} has its own families: leave it empty, or "
                 "choose families with data.benchmark custom (or ML1)"
             )
+    if name in _GRID_WORLDS:
+        return Benchmark(name, TRAIN_LAYOUTS, TEST_LAYOUTS, _GRID_WORLDS[name])
     splits = getattr(env_dict, f"{name}_V3")
     return Benchmark(
         name,

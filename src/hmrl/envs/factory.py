@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
-from hmrl.envs.benchmarks import HORIZON, Benchmark, Goals
+from hmrl.envs.benchmarks import HORIZON, Backend, Benchmark, Goals
 from hmrl.envs.envpool import EnvPoolEnvs
+from hmrl.envs.gridworld import GridWorldEnvs
 from hmrl.envs.metaworld import MetaWorldEnvs
 from hmrl.types import TaskEnvs, UserError
-
-Backend = Literal["envpool", "metaworld", "metaworld_async"]
 
 
 def make_envs(
@@ -20,28 +19,39 @@ def make_envs(
     *,
     horizon: int = HORIZON,
     goal_visible: bool = False,
+    families: Sequence[str] | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> TaskEnvs:
-    """The environments of one rank: an equal number of every family of ``goals.split``.
+    """The environments of one rank: an equal number of every family.
 
     Args:
         envs_per_family: over all ranks.
+        families: some of those of ``goals.split``, or None for all of them.
 
     Raises:
-        UserError: if they do not divide over the ranks, or the horizon is out of range.
+        UserError: if they do not divide over the ranks, the horizon is out of range, or the backend simulates
+            another world.
     """
     if envs_per_family < 1 or envs_per_family % world_size:
         raise UserError(
             f"{envs_per_family} environments a family do not divide over {world_size} process(es): "
             f"use a positive multiple of {world_size}"
         )
-    if not 1 <= horizon <= HORIZON:
-        raise UserError(f"horizon {horizon} is not in 1..{HORIZON}, the length of a Meta-World episode")
+    bench.check_backend("backend", backend)
+    if not 1 <= horizon <= bench.world.horizon:
+        raise UserError(
+            f"horizon {horizon} is not in 1..{bench.world.horizon}, the length of an episode of {bench.name}"
+        )
     share = envs_per_family // world_size
     slots_of_rank = range(rank * share, (rank + 1) * share)
-    families = [family for family in bench.families(goals.split) for _ in slots_of_rank]
-    slots = [slot for _ in bench.families(goals.split) for slot in slots_of_rank]
+    chosen = families or bench.families(goals.split)
+    families = [family for family in chosen for _ in slots_of_rank]
+    slots = [slot for _ in chosen for slot in slots_of_rank]
+    if backend == "gridworld":
+        return GridWorldEnvs(
+            families, goals, slots, envs_per_family, horizon, goal_visible, bench.world.scale
+        )
     if backend == "envpool":
         return EnvPoolEnvs(families, goals, slots, envs_per_family, horizon, goal_visible)
     return MetaWorldEnvs(

@@ -1,4 +1,4 @@
-"""High level: a recurrent, categorical belief about the task (HiMeta, task representation learning)."""
+"""High level: a recurrent belief about the task (HiMeta, task representation learning), and two others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gumbel_softmax
 
 from hmrl.networks.mlp import mlp
 
@@ -25,6 +26,11 @@ class TaskEncoder(nn.Module):
         embedding_hidden: hidden widths of the state, action and reward embeddings.
         head_hidden: hidden widths of the MLP between cell and logits.
         dropout: in that MLP, in training mode only.
+        outputs: of the MLP, if others than the K logits.
+
+    Attributes:
+        categories: how many of the belief's entries, the first ones, are a distribution; 0 if none are.
+        belief_dim: width of the belief.
     """
 
     def __init__(
@@ -38,16 +44,18 @@ class TaskEncoder(nn.Module):
         embedding_hidden: tuple[int, int, int],
         head_hidden: Sequence[int],
         dropout: float,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
-        self.categories, self.hidden = categories, hidden
+        self.categories = self.belief_dim = categories
+        self.hidden = hidden
         self.embed_state = mlp(state_dim, [embedding_hidden[0]], state_dim, nn.Tanh)
         self.embed_action = mlp(action_dim, [embedding_hidden[1]], action_dim, nn.Tanh)
         self.embed_reward = mlp(1, [embedding_hidden[2]], 1, nn.Tanh)
         recurrent = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
         self.recurrent = recurrent(2 * state_dim + action_dim + 1, hidden)
         self.num_states = 2 if cell == "lstm" else 1
-        self.head = mlp(hidden, head_hidden, categories, nn.ReLU, dropout=dropout)
+        self.head = mlp(hidden, head_hidden, outputs or categories, nn.ReLU, dropout=dropout)
 
     def initial_hidden(self, batch_size: int, device: torch.device) -> tuple[Tensor, ...]:
         """Zero recurrent states, one ``[1, B, H]`` for a GRU and two for an LSTM."""
@@ -61,12 +69,12 @@ class TaskEncoder(nn.Module):
         state: Tensor,
         hidden: tuple[Tensor, ...],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Logits ``[T, B, K]`` and the new recurrent state, from normalised contexts.
+        """What the belief is made of (logits ``[T, B, K]``) and the new recurrent state.
 
         Args:
-            previous_state, state: ``[T, B, S]``.
+            previous_state, state: normalised, ``[T, B, S]``.
             previous_action: ``[T, B, A]``.
-            previous_reward: ``[T, B]``.
+            previous_reward: normalised, ``[T, B]``.
             hidden: as :meth:`initial_hidden`.
         """
         context = torch.cat(
@@ -80,3 +88,87 @@ class TaskEncoder(nn.Module):
         )
         out, last = self.recurrent(context, hidden if self.num_states == 2 else hidden[0])
         return self.head(out), last if self.num_states == 2 else (last,)
+
+    def probabilities(self, out: Tensor) -> Tensor:
+        """The categories' probabilities ``[..., K]`` from what :meth:`forward` gave."""
+        return out.softmax(-1)
+
+    def belief(self, out: Tensor, *, sample: bool, temperature: float) -> Tensor:
+        """y for critic and actor ``[..., belief_dim]``: probabilities, or a Gumbel-softmax sample.
+
+        Args:
+            out: of :meth:`forward`.
+            sample: draw.
+            temperature: of the Gumbel-softmax.
+        """
+        return gumbel_softmax(out, tau=temperature) if sample else self.probabilities(out)
+
+
+class ContinuousEncoder(TaskEncoder):
+    """Memory as it is, without categories: the recurrent state's projection, as RL2's policy sees it
+    (Duan et al. 2016). ``categories`` of the constructor is its width.
+    """
+
+    def __init__(self, *args: int, categories: int, **options: object) -> None:
+        super().__init__(*args, categories=categories, **options)  # type: ignore[arg-type]
+        self.categories = 0
+
+    def probabilities(self, out: Tensor) -> Tensor:
+        """There are none. ``[..., 0]``"""
+        return out[..., :0]
+
+    def belief(self, out: Tensor, *, sample: bool, temperature: float) -> Tensor:
+        """The projection, in (-1, 1); there is nothing to draw."""
+        return out.tanh()
+
+
+class MixtureEncoder(TaskEncoder):
+    """A Gaussian-mixture posterior over sub-tasks (Lee, Cho & Sung, NeurIPS 2023, "Parameterizing
+    Non-Parametric Meta-RL Tasks via Subtask Decomposition").
+
+    q(y | c) is categorical and q(x | c, y) a diagonal Gaussian for each category; p(x | y) is learnt. The
+    belief is q(y | c) followed by the mixture's mean of x. Trained as a variational autoencoder that
+    reconstructs rewards and next states (:func:`hmrl.losses.mixture_loss`).
+
+    Args:
+        latent: width L of x.
+        decoder_hidden: hidden widths of the two decoders.
+        others: as for :class:`TaskEncoder`.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        *,
+        categories: int,
+        latent: int,
+        decoder_hidden: Sequence[int],
+        **options: object,
+    ) -> None:
+        outputs = categories * (1 + 2 * latent)
+        super().__init__(state_dim, action_dim, categories=categories, outputs=outputs, **options)  # type: ignore[arg-type]
+        self.latent = latent
+        self.belief_dim = categories + latent
+        self.prior_mean = nn.Parameter(torch.randn(categories, latent))
+        self.prior_log_std = nn.Parameter(torch.zeros(categories, latent))
+        seen = latent + 2 * state_dim + action_dim
+        self.reward_decoder = mlp(seen, decoder_hidden, 1, nn.ReLU)
+        self.state_decoder = mlp(seen - state_dim, decoder_hidden, state_dim, nn.ReLU)
+
+    def components(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of q(x | c, y) for every y, each ``[..., K, L]``."""
+        parts = out[..., self.categories :].unflatten(-1, (self.categories, 2 * self.latent))
+        mean, log_std = parts.chunk(2, dim=-1)
+        return mean, log_std.clamp(-5, 2).exp()
+
+    def probabilities(self, out: Tensor) -> Tensor:
+        """q(y | c). ``[..., K]``"""
+        return out[..., : self.categories].softmax(-1)
+
+    def belief(self, out: Tensor, *, sample: bool, temperature: float) -> Tensor:
+        """q(y | c), or a Gumbel-softmax sample, and the mean of x under it. ``[..., K + L]``"""
+        logits = out[..., : self.categories]
+        category = gumbel_softmax(logits, tau=temperature) if sample else logits.softmax(-1)
+        mean, _ = self.components(out)
+        return torch.cat([category, (category.unsqueeze(-1) * mean).sum(-2)], dim=-1)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PALETTE = "petroff10"  # told apart with any colour vision (Petroff, 2021)
+_LARGE_PALETTE = "tab20"  # where that is too small
 _SPARSE = 30  # so few points are marked
 _MARKS: dict[str, Literal["--", ":"]] = {"ceiling": "--", "floor": ":"}
 
@@ -69,8 +70,10 @@ def colours(methods: Sequence[Method]) -> dict[str, Any]:
     """
     import matplotlib as mpl
 
-    palette = mpl.color_sequences[_PALETTE]
     labels = [method.label for method in methods if not method.role]
+    palette = mpl.color_sequences[_PALETTE]
+    if len(labels) > len(palette):
+        palette = mpl.color_sequences[_LARGE_PALETTE]
     if len(labels) > len(palette):
         raise UserError(
             f"{len(labels)} methods are too many to tell apart: at most {len(palette)} in a report"

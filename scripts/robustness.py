@@ -1,0 +1,104 @@
+"""Success of agents against a growing perturbation of tests: a figure, a CSV and a JSON file.
+
+python scripts/robustness.py ml10=runs/ml10/checkpoints/best.ckpt flat=runs/flat/checkpoints/best.ckpt \\
+  --out runs/robustness --levels 0 0.005 0.01 0.02 0.05 -- --data.test.goals 10
+
+What follows -- goes to `hmrl test`, after `--config configs/ml10.yaml`. A level that has its results file is
+not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from hmrl.results import results_path
+
+_NAMES = {"noise_std": "standard deviation of the noise (m)", "missing.probability": "share that is missing"}
+
+
+def test(checkpoint: str, run_dir: Path, setting: str, level: float, options: list[str]) -> dict[str, Any]:
+    """The results file of one agent at one level."""
+    path = results_path(run_dir, "first_episode")
+    if not path.exists():
+        command = [sys.executable, "-m", "hmrl", "test", "--config", "configs/ml10.yaml", *options]
+        command += ["--ckpt_path", checkpoint, "--run_dir", str(run_dir)]
+        command += [f"--data.test.perturbation.{setting}", str(level)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    results: dict[str, Any] = json.loads(path.read_text())
+    return results
+
+
+def rows(agent: str, level: float, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Success with its 95 % interval over goals, by split, mode and family."""
+    return [
+        {"agent": agent, "level": level, "split": split, "mode": mode, "family": family}
+        | {name: score[name] for name in ("success", "low", "high", "episodes")}
+        for split, modes in results["scores"].items()
+        for mode, families in modes.items()
+        for family, score in families.items()
+    ]
+
+
+def draw(table: list[dict[str, Any]], mode: str, setting: str) -> Figure:
+    """A panel a split, a line an agent: means over families."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    for ax, split in zip(figure.subplots(1, 2, sharex=True, sharey=True), ("train", "test"), strict=True):
+        for agent in dict.fromkeys(row["agent"] for row in table):
+            own = [r for r in table if (r["agent"], r["split"], r["mode"]) == (agent, split, mode)]
+            means = [r for r in own if r["family"] == "mean"]
+            level, success, low, high = (
+                [r[name] for r in means] for name in ("level", "success", "low", "high")
+            )
+            (line,) = ax.plot(level, success, marker="o", markersize=4, label=agent)
+            ax.fill_between(level, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        ax.set_title({"train": "training families", "test": "held-out families"}[split], fontsize=10)
+        ax.set_xlabel(_NAMES.get(setting, setting))
+        ax.grid(alpha=0.3)
+        ax.set_ylim(0, 1)
+    figure.axes[0].set_ylabel("success (95 % over goals)")
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("agents", nargs="+", metavar="LABEL=CHECKPOINT")
+    parser.add_argument("--out", type=Path, default=Path("runs/robustness"))
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.0, 0.005, 0.01, 0.02, 0.05])
+    parser.add_argument("--setting", default="noise_std", help="of data.test.perturbation: what is varied")
+    parser.add_argument("--mode", default="sampled", help="way of acting that is drawn")
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, options = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
+    table: list[dict[str, Any]] = []
+    for agent, _, checkpoint in (named.partition("=") for named in arguments.agents):
+        for level in sorted(arguments.levels):
+            run_dir = arguments.out / agent / f"{level:g}"
+            scored = rows(agent, level, test(checkpoint, run_dir, arguments.setting, level, options))
+            for row in scored:
+                if (row["family"], row["mode"]) == ("mean", arguments.mode):
+                    interval = f"{row['success']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+                    print(f"{agent}, {arguments.setting} {level:g}, {row['split']}: {interval}", flush=True)
+            table += scored
+    (arguments.out / "robustness.json").write_text(json.dumps(table, indent=1) + "\n")
+    with (arguments.out / "robustness.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    figure = draw(table, arguments.mode, arguments.setting)
+    for kind in ("png", "pdf"):
+        figure.savefig(arguments.out / f"robustness.{kind}", dpi=150)
+    print(f"figure and numbers: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

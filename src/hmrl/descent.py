@@ -1,0 +1,64 @@
+"""One gradient step of one level, or of several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+from hmrl.distributed import sum_over_ranks
+from hmrl.faults import families_at_fault, not_finite
+from hmrl.losses import LossFunction, Metrics, Minibatch
+
+
+class Step(NamedTuple):
+    """What learns, by what, and to which norm its gradient is scaled down."""
+
+    level: nn.Module
+    optimizer: LightningOptimizer
+    max_grad_norm: float
+
+
+def descend(
+    module: pl.LightningModule,
+    steps: Mapping[str, Step],
+    loss_function: LossFunction,
+    batch: Minibatch,
+    where: str,
+) -> Metrics:
+    """Collective. Zero, backward, clip, step; a single level learns with every other parameter constant.
+
+    Args:
+        module: with ``families``, for manual optimization.
+        steps: by name of the level.
+        where: for the error's sentence.
+
+    Raises:
+        SharedError: before the step, if a loss or a gradient is not finite.
+    """
+    for step in steps.values():
+        step.level.train()
+    optimizers = [step.optimizer for step in steps.values()]
+    with module.toggled_optimizer(optimizers[0]) if len(steps) == 1 else nullcontext():
+        loss, metrics = loss_function(batch)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        module.manual_backward(loss)
+        norms = {n: clip_grad_norm_(s.level.parameters(), s.max_grad_norm) for n, s in steps.items()}
+        finite = torch.isfinite(torch.stack([loss.detach(), *norms.values()])).all()
+        if sum_over_ranks((~finite).float()) > 0:
+            said = ", ".join(f"{float(norm):.3g}" for norm in norms.values())
+            learning = [p for step in steps.values() for p in step.level.parameters()]
+            blamed = families_at_fault(loss_function, batch, learning, module.families)  # type: ignore[arg-type]
+            raise not_finite(
+                " and ".join(steps), blamed, where, f"loss {float(loss):.3g}, gradient norm {said}"
+            )
+        for optimizer in optimizers:
+            optimizer.step()
+    return metrics | {f"grad_norm/{name}": norm.detach() for name, norm in norms.items()}

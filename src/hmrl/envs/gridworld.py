@@ -1,0 +1,207 @@
+"""A small world for quick experiments: a point among walls must find a goal that it cannot see.
+
+Families share the body, a point that is moved, and differ in walls and in the two places where the goal may
+be. The point feels walls; at which place the goal is, it learns only from rewards, which say how long the way
+to the goal is. In an episode there is hardly time to try both places, so that an agent without memory, which
+does the same wherever it has been before, can only guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from hmrl.envs.benchmarks import GRID_WORLD, Goals
+from hmrl.envs.layouts import CELLS, layout
+from hmrl.types import EnvStep, FloatArray
+
+STEP = 0.15  # the farthest a point gets in a simulator step, along each axis
+TOUCH = 1.0  # the farthest it feels a wall
+REACHED = 1.0  # cells from the goal: solved
+NEARNESS = 1.0  # how fast rewards fall with the length of the way, half a layout's width being 1
+_DIMS = GRID_WORLD.observation_dim
+
+
+class Points:
+    """One point in each of B layouts: the dynamics, for one environment and for many.
+
+    Lengths are those of a square from -1 to 1, times ``scale``; steps and touch do not grow with it.
+
+    Args:
+        families: of each point.
+        scale: how many times as wide the layouts are.
+    """
+
+    def __init__(self, families: Sequence[str], scale: int = 1) -> None:
+        names = list(dict.fromkeys(families))
+        layouts = [layout(name) for name in names]
+        self._goals = [layouts[names.index(family)].goals for family in families]
+        self._free = [np.argwhere(~layouts[names.index(family)].wall) for family in families]
+        self._in = np.array([names.index(family) for family in families])
+        self._wall, self._clear, self._distance, self._towards = (
+            np.stack([getattr(each, name) for each in layouts])
+            for name in ("wall", "clear", "distance", "towards")
+        )
+        self._scale, self._cell = scale, 2 * scale / CELLS
+        self.position = self._before = self.goal = np.zeros((len(families), 2))
+
+    def place(self, seeds: Sequence[int]) -> None:
+        """Draw where each point starts and where its goal is, as a function of its seed."""
+        start, goal = np.empty_like(self.position), np.empty_like(self.position)
+        for i, seed in enumerate(seeds):
+            rng = np.random.default_rng(seed)
+            start[i], goal[i] = (
+                self._centre(rng.choice(cells)) + rng.uniform(-0.5, 0.5, 2) * self._cell
+                for cells in (self._free[i], self._goals[i])
+            )
+        self.position = self._before = start
+        self.goal = goal
+
+    def move(self, action: FloatArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """One step by ``action`` ``[B, 2]`` in [-1, 1]; walls stop it, each axis on its own.
+
+        Returns:
+            Rewards ``[B]``, up to 1 the shorter the way to the goal and 1 more at it; and success ``[B]``.
+        """
+        self._before, position = self.position, self.position.copy()
+        for axis in (0, 1):
+            tried = position.copy()
+            tried[:, axis] += STEP * np.clip(action[:, axis], -1, 1)
+            free = ~self._wall[self._in, *self._cell_of(tried).T]
+            position[free] = tried[free]
+        self.position = position
+        success = np.linalg.norm(position - self.goal, axis=1) <= REACHED * self._cell
+        return np.exp(-NEARNESS * self.way(position, self.goal)[1] / self._scale) + success, success
+
+    def way(self, position: FloatArray, goal: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Where to go next on a shortest way to the goal ``[B, 2]``, and its length ``[B]``.
+
+        Args:
+            position: ``[B, 2]``.
+            goal: ``[B, 2]``, in free cells.
+        """
+        here, there = self._number(position), self._number(goal)
+        step = self._towards[self._in, there, here]
+        step = np.where(step < 0, there, step)  # in its cell already, or a noisy position in a wall
+        centre = self._centre(np.stack(np.divmod(step, CELLS + 2), axis=-1))
+        target = np.where((step == there)[:, None], goal, centre)
+        length = np.linalg.norm(target - position, axis=1)
+        return target, length + self._distance[self._in, there, step] * self._cell
+
+    def observe(self, goal_visible: bool) -> FloatArray:
+        """Position now, one step ago, free way right, left, up and down, goal or zeros. ``[B, 10]``"""
+        cell = self._cell_of(self.position)
+        inside = (self.position - self._centre(cell)) / self._cell  # of the cell, in [-0.5, 0.5]
+        margin = 0.5 + np.stack([-inside, inside], axis=-1).reshape(-1, 4)
+        free = np.minimum((self._clear[self._in, *cell.T] + margin) * self._cell, TOUCH)
+        shown = self.goal if goal_visible else np.zeros_like(self.goal)
+        return np.concatenate([self.position, self._before, free, shown], axis=1).astype(np.float32)
+
+    def _cell_of(self, position: FloatArray) -> npt.NDArray[np.int64]:
+        cell: npt.NDArray[np.int64] = np.floor((position + self._scale) / self._cell).astype(np.int64) + 1
+        return cell.clip(0, CELLS + 1)
+
+    def _centre(self, cell: npt.NDArray[np.int64]) -> FloatArray:
+        centre: FloatArray = (cell - 0.5) * self._cell - self._scale
+        return centre
+
+    def _number(self, position: FloatArray) -> npt.NDArray[np.int64]:
+        i, j = self._cell_of(position).T
+        number: npt.NDArray[np.int64] = i * (CELLS + 2) + j
+        return number
+
+
+class GridWorldEnvs:
+    """The grid world as :class:`~hmrl.types.TaskEnvs`, all environments in one array.
+
+    Args:
+        families: of each environment.
+        goals: which goals; a seed draws the start, too.
+        slots: for fixed goals, the slot of each environment in episode 0; it advances by ``stride``.
+        stride: environments of a family over all ranks.
+        horizon: simulator steps of an episode.
+        goal_visible: show the goal in the observation; scripted experts need it, agents never get it.
+        scale: how many times as wide the layouts are.
+    """
+
+    def __init__(
+        self,
+        families: Sequence[str],
+        goals: Goals,
+        slots: Sequence[int],
+        stride: int,
+        horizon: int,
+        goal_visible: bool = False,
+        scale: int = 1,
+    ) -> None:
+        self.families, self.horizon = tuple(families), horizon
+        self._goals, self._slots, self._stride = goals, slots, stride
+        self._goal_visible = goal_visible
+        self._points = Points(families, scale)
+
+    def reset(self, episode: int) -> FloatArray:
+        """Start episode number ``episode`` everywhere; returns observations ``[B, 10]``."""
+        goals = self._goals
+        self._points.place(
+            [
+                goals.seed_for(family, slot, episode // goals.repeats)
+                if goals.per_family is None
+                else goals.seed_for(family, goals.number(slot, episode, self._stride))
+                for family, slot in zip(self.families, self._slots, strict=True)
+            ]
+        )
+        return self._points.observe(self._goal_visible)
+
+    def step(self, action: FloatArray) -> EnvStep:
+        """One simulator step with actions ``[B, 2]``."""
+        reward, success = self._points.move(action)
+        return EnvStep(self._points.observe(self._goal_visible), reward, success)
+
+    def close(self) -> None:
+        """There is no simulator to free."""
+
+
+class GridWorldEnv(gym.Env[FloatArray, FloatArray]):
+    """One environment of the grid world, for Gymnasium.
+
+    Args:
+        family: one of :mod:`hmrl.envs.layouts`.
+        horizon: simulator steps of an episode, after which it is truncated; it never terminates.
+        goal_visible, scale: as for :class:`GridWorldEnvs`.
+    """
+
+    def __init__(
+        self, family: str, horizon: int = GRID_WORLD.horizon, goal_visible: bool = False, scale: int = 1
+    ) -> None:
+        self.action_space = gym.spaces.Box(-1, 1, (GRID_WORLD.action_dim,), np.float32)
+        low, high = np.full(_DIMS, -scale, np.float32), np.full(_DIMS, scale, np.float32)
+        low[4:8], high[4:8] = 0, TOUCH
+        self.observation_space = gym.spaces.Box(low, high, dtype=np.float32)
+        self._horizon, self._goal_visible, self._elapsed = horizon, goal_visible, 0
+        self._points = Points([family], scale)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Start an episode; goal and start are a function of ``seed``, or drawn anew without one."""
+        super().reset(seed=seed)
+        self._points.place([int(self.np_random.integers(2**31)) if seed is None else seed])
+        self._elapsed = 0
+        return self._points.observe(self._goal_visible)[0], {}
+
+    def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        """One simulator step; ``info`` holds ``success`` alone."""
+        reward, success = self._points.move(np.asarray(action)[None])
+        self._elapsed += 1
+        observation = self._points.observe(self._goal_visible)[0]
+        return (
+            observation,
+            float(reward[0]),
+            False,
+            self._elapsed >= self._horizon,
+            {"success": bool(success[0])},
+        )

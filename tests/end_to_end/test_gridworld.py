@@ -1,0 +1,58 @@
+"""The three levels learn what one level cannot: which of two places hides the goal, from rewards alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from hmrl.cli import main
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GRID = [f"--config={CONFIGS / name}" for name in ("ml10.yaml", "gridworld.yaml")]
+FLAT = f"--config={CONFIGS / 'experiments/flat.yaml'}"
+THRESHOLD = 0.6
+
+
+def last_row(run: Path, metric: str) -> dict[str, float]:
+    """The last row of the log that has ``metric``."""
+    with (run / "metrics.csv").open(newline="") as file:
+        row = [row for row in csv.DictReader(file) if row[metric]][-1]
+    return {key: float(value) for key, value in row.items() if value}
+
+
+def test_three_levels_beat_what_one_level_can_reach(tmp_path: Path) -> None:
+    """MARGINS"""
+    run = tmp_path / "levels"
+    main(["fit", *GRID, f"--run_dir={run}"])
+    weights = f"--ckpt_path={run / 'checkpoints/last.weights.ckpt'}"
+    main(["test", *GRID, weights, f"--run_dir={run}"])
+    result = json.loads((run / "test-first_episode.json").read_text())
+    assert result["env_steps"] == 480_000
+    assert result["scores"]["train"]["sampled"]["mean"]["success"] > THRESHOLD
+
+    # What the decoder makes of a macro-action is as good in rooms that it was never trained in.
+    found = json.loads((run / "latents/latents.json").read_text())
+    for split in ("train", "test"):
+        with_z, without_z = (found[split][k]["all"] for k in ("decoder_error", "decoder_error_without_z"))
+        assert with_z < 0.8 * without_z, split
+
+    main(["test", *GRID, weights, f"--run_dir={run}", "--data.test.protocol=paper"])
+    assert json.loads((run / "test-paper.json").read_text())["protocol"]["goals_per_family"] == 1
+
+
+def test_a_short_flat_run_stays_below(tmp_path: Path) -> None:
+    """The whole command on one level; its plateau is reached long before the budget ends."""
+    run = tmp_path / "flat"
+    main(["fit", *GRID, FLAT, f"--run_dir={run}", "--budget.env_steps=120000"])
+    assert last_row(run, "success/train/mean")["success/train/mean"] < THRESHOLD
+
+
+@pytest.mark.parametrize(("agent", "low", "high"), [("expert", 1.0, 1.0), ("random", 0.0, 0.5)])
+def test_floor_and_ceiling(agent: str, low: float, high: float, tmp_path: Path) -> None:
+    main(["test", *GRID, f"--data.test.agent={agent}", f"--run_dir={tmp_path}"])
+    scores = json.loads((tmp_path / "test-first_episode.json").read_text())["scores"]
+    for split in ("train", "test"):
+        assert low <= scores[split]["sampled"]["mean"]["success"] <= high
