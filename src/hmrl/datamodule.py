@@ -46,8 +46,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
         validation, test: how to evaluate during and after training.
         trials: of evaluations by the protocol ``meta_world``.
         modes: by name, the ways of acting that are evaluated.
-        ego_state: observation dimensions that macro-actions are about: the body's own (``ego``),
-            ``everything`` but the hidden goal, or the ``other`` ones among these.
+        ego_state: observation dimensions that macro-actions are about: the body's own (``ego``), all but
+            the hidden goal's (``everything``), or the ``other`` ones among these.
         seed: of goals and of acting.
     """
 
@@ -79,7 +79,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
                 raise UserError(f"data.{name} is {arguments[name]}: use 1 or more")
         self.benchmark = _benchmark(benchmark, train_families, test_families)
         self.benchmark.check_backend("data.backend", backend)
-        if not 1 <= horizon <= (longest := self.benchmark.world.horizon):
+        longest = self.benchmark.world.horizon
+        if not 1 <= horizon <= longest:
             raise UserError(f"data.horizon is {horizon}: use 1 to {longest}, the length of an episode")
         if goals_per_family is not None and goals_per_family < 1:
             raise UserError(

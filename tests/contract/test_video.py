@@ -88,7 +88,7 @@ def evaluated(agent: str, horizon: int) -> tuple[Any, Any]:
     """What the callback is given after an evaluation of ``agent``."""
     test = EvaluationConfig(50, 5, "metaworld", agent=agent)  # type: ignore[arg-type]
     data = MetaWorldDataModule("custom", BENCH.train, BENCH.test, test=test, horizon=horizon, seed=3)
-    module = SimpleNamespace(policy=None, device=torch.device("cpu"))
+    module = SimpleNamespace(policy=None, device=torch.device("cpu"), iteration=torch.tensor(0))
     return SimpleNamespace(is_global_zero=True, datamodule=data, progress_bar_callback=None), module
 
 
