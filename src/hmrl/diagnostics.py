@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 from hmrl.distributed import mean_over_ranks, sum_over_ranks
 from hmrl.functional import agreement, entropy, mutual_information
+from hmrl.policy import HierarchicalPolicy
 from hmrl.types import Rollout
 
 
@@ -69,3 +71,12 @@ def belief_metrics(probabilities: Tensor, rollout: Rollout) -> dict[str, Tensor]
         "encoder/largest_category": mean.max(),
         "encoder/family_information": mutual_information(belief, family, len(rollout.families)),
     }
+
+
+def sampled_policy(policy: HierarchicalPolicy, rollout: Rollout) -> Normal:
+    """The policy along about two episodes of each family. ``[T, N, A]``
+
+    Enough to log how far updates move it; along all episodes it would cost an eighth of learning.
+    """
+    some = slice(None, None, max(1, len(rollout.family) // (2 * len(rollout.families))))
+    return policy.distribution(rollout.observation[:, some], rollout.action[:, some], rollout.reward[:, some])

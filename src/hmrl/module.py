@@ -15,7 +15,7 @@ from torch.distributions import kl_divergence
 from hmrl.compatibility import check_joint, check_levels, check_network, check_rollout
 from hmrl.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
 from hmrl.descent import Step, descend
-from hmrl.diagnostics import rollout_metrics
+from hmrl.diagnostics import rollout_metrics, sampled_policy
 from hmrl.distributed import rank_and_world_size, share_of, sum_over_ranks
 from hmrl.functional import agreement
 from hmrl.joint import JointBatch, joint_batch, joint_loss
@@ -141,11 +141,11 @@ class HierarchicalMetaRL(pl.LightningModule):
 
     def _update_upper_levels(self, rollout: Rollout, replay: TrajectoryReplay) -> Metrics:
         """High, then intermediate level, and how far they move the policy behind PPO's back."""
-        before = self.policy.distribution(rollout.observation, rollout.action, rollout.reward)
+        before = sampled_policy(self.policy, rollout)
         metrics = self._update_task_encoder(replay)
-        after_encoder = self.policy.distribution(rollout.observation, rollout.action, rollout.reward)
+        after_encoder = sampled_policy(self.policy, rollout)
         metrics |= self._update_macro_vae(replay)
-        after_vae = self.policy.distribution(rollout.observation, rollout.action, rollout.reward)
+        after_vae = sampled_policy(self.policy, rollout)
         metrics["encoder/policy_kl"] = kl_divergence(before, after_encoder).sum(-1).mean()
         metrics["vae/policy_kl"] = kl_divergence(after_encoder, after_vae).sum(-1).mean()
         return metrics

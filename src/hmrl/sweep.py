@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import yaml
 
 from hmrl.checkpoint import env_steps_of, load, weights_path
+from hmrl.cores import keep_to, share_of_cores
 from hmrl.report.command import main as report
 from hmrl.run_dir import checkpoint_dir
 from hmrl.types import UserError
@@ -143,7 +145,11 @@ def read(path: Path) -> Sweep:
 
 
 class Runner:
-    """Runs what is unfinished, several at a time, each a process that can be stopped and continued."""
+    """Runs what is unfinished, several at a time, each a process that can be stopped and continued.
+
+    Runs side by side have cores of their own: simulators' threads wait actively, and two runs on the same
+    cores would hold each other up. One run at a time has all cores.
+    """
 
     def __init__(self, runs: Sequence[Run], jobs: int, keep: bool) -> None:
         self._runs, self._jobs, self._keep = runs, jobs, keep
@@ -156,7 +162,10 @@ class Runner:
         todo = [run for run in self._runs if not run.finished()]
         print(f"{len(self._runs)} runs, {len(self._runs) - len(todo)} finished before", flush=True)
         done = 0
-        with ThreadPoolExecutor(self._jobs) as pool:
+        shares: SimpleQueue[list[int]] = SimpleQueue()
+        for job in range(self._jobs):
+            shares.put(share_of_cores(job, self._jobs))
+        with ThreadPoolExecutor(self._jobs, initializer=lambda: keep_to(shares.get())) as pool:
             results = pool.map(self._one, todo)
             try:
                 for run, good in zip(todo, results, strict=True):

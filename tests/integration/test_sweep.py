@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import hmrl.sweep
+from hmrl.cores import share_of_cores, usable_cores
 from hmrl.sweep import main, read
 from hmrl.types import UserError
 
@@ -45,6 +46,7 @@ class Commands:
         self.reported: list[list[str]] = []
         self.steps: dict[str, int] = {}  # that training gets to, by run
         self.fails: set[str] = set()
+        self.cores: set[tuple[int, ...]] = set()  # that commands were bound to
         monkeypatch.setattr(subprocess, "run", self.run)
         monkeypatch.setattr(hmrl.sweep, "report", self.reported.append)
         monkeypatch.setattr(hmrl.sweep, "load", lambda path: json.loads(Path(path).read_text()))
@@ -52,6 +54,7 @@ class Commands:
 
     def run(self, command: list[str], **options: Any) -> Any:
         arguments = command[3:]
+        self.cores.add(tuple(usable_cores()))
         self.asked.append(arguments)
         folder = Path(arguments[arguments.index("--run_dir") + 1])
         checkpoints = folder / "checkpoints"
@@ -105,6 +108,28 @@ def test_what_is_finished_is_not_run_again(sweep_file: Path, commands: Commands,
     main([str(sweep_file), "--out", str(out), "--jobs", "3"])
     rest = [name for name in ALL if "flat" not in name]
     assert sorted(commands.names()) == sorted(f"{what} {name}" for name in rest for what in ("fit", "test"))
+
+
+def test_runs_side_by_side_have_cores_of_their_own(
+    sweep_file: Path, commands: Commands, tmp_path: Path
+) -> None:
+    before = usable_cores()
+    main([str(sweep_file), "--out", str(tmp_path / "two"), "--jobs", "2"])
+    assert commands.cores <= {tuple(share_of_cores(job, 2)) for job in (0, 1)}
+    commands.cores.clear()
+    main([str(sweep_file), "--out", str(tmp_path / "one")])
+    assert commands.cores == {tuple(before)}
+    assert usable_cores() == before
+
+
+@pytest.mark.parametrize(("cores", "jobs"), [(1, 1), (2, 2), (7, 3), (2, 5)])
+def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch, cores: int, jobs: int) -> None:
+    monkeypatch.setattr("hmrl.cores.usable_cores", lambda: list(range(10, 10 + cores)))
+    shares = [share_of_cores(job, jobs) for job in range(jobs)]
+    assert all(shares)
+    assert {core for share in shares for core in share} == set(range(10, 10 + cores))
+    if cores >= jobs:
+        assert sum(map(len, shares)) == cores
 
 
 def test_a_run_that_was_stopped_is_not_tested_but_continued(

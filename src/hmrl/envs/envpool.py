@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from hmrl.cores import usable_cores
 from hmrl.envs.benchmarks import Goals, metaworld_name
 from hmrl.envs.faults import simulator_of
 from hmrl.types import EnvStep, FloatArray
@@ -118,7 +118,7 @@ class EnvPoolEnvs:
         from envpool.mujoco.metaworld.registration import metaworld_task_id
 
         name, members = self._names[i], self._members[i]
-        threads = -(-(os.cpu_count() or 1) // len(self._names))
+        threads = -(-len(usable_cores()) // len(self._names))
         with simulator_of(name):
             return envpool.make(
                 metaworld_task_id(metaworld_name(name)),
