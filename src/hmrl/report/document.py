@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmrl.report import figures, tables
+from hmrl.report import evidence, figures, tables
 from hmrl.report.methods import Method, protocols_of
 from hmrl.report.provenance import protocol_text, runs_table
 
@@ -59,6 +59,7 @@ class Document:
             *(self.success(p) for p in protocols_of(run for method in self.methods for run in method.runs)),
             self.steps(),
             self.curves(),
+            self.evidence(),
             f"## Runs\n\n{runs_table(self.methods)}",
             self.latents(),
         ]
@@ -126,6 +127,17 @@ class Document:
             ),
         ]
         return "\n".join(["## Learning curves\n", *filter(None, shown)]) if any(shown) else ""
+
+    def evidence(self) -> str:
+        """Numbers about belief, macro-action and forgetting; empty without any."""
+        parts = []
+        for title, table, note in (
+            ("Belief and macro-action", evidence.latents_table(self.methods), evidence.LATENTS),
+            ("Forgetting", evidence.forgetting_table(self.methods), evidence.FORGETTING),
+        ):
+            if table:
+                parts += [f"## {title}\n", table, f"{note} {tables.INTERVALS.split(';')[0]}.\n"]
+        return "\n".join(parts)
 
     def latents(self) -> str:
         """Pictures that lie in the runs' folders ``latents/``, copied; empty without any."""

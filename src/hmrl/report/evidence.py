@@ -1,0 +1,107 @@
+"""What runs say about the claims: a test's ``latents.json`` and a curriculum's ``forgetting.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from hmrl.report.methods import Method
+from hmrl.report.runs import SPLITS
+from hmrl.report.statistics import Estimate, estimate
+from hmrl.report.tables import NOTHING, cell, markdown
+from hmrl.types import UserError
+
+LATENTS = (
+    "Of the agents that were tested, ten episodes a family, sampled actions. Decoder error: relative to "
+    "predicting no motion, with z and with z = 0; the nearer the two, the less z says. Correlation: z with "
+    "where the hand went, mean over axes. Agreement: of the signs of z and of the action, 0.5 for unrelated "
+    "ones. Probe: balanced accuracy of a linear classifier that tells the family from z, from y, or from the "
+    "ego-state."
+)
+FORGETTING = (
+    "Success in training families after the last block. Forgetting: best success after any earlier block "
+    "minus success after the last one. Backward transfer: success after the last block minus success after "
+    "the block that trained the family. Means over families."
+)
+_LATENT_COLUMNS = {
+    "decoder error": "decoder_error",
+    "without z": "decoder_error_without_z",
+    "correlation": "correlation",
+    "agreement": "agreement",
+    "probe of z": "probe/z",
+    "probe of y": "probe/y",
+    "probe of ego-state": "probe/ego_state",
+    "probe by chance": "probe/chance",
+}
+
+
+def latents_table(methods: Sequence[Method]) -> str:
+    """Belief and macro-action, a row a method and split; empty if no run has anything."""
+    rows = []
+    for method in methods:
+        found = [_read(run.path / "latents" / "latents.json") for run in method.runs]
+        for split in SPLITS:
+            numbers = [_numbers(content[split]) for content in found if split in content]
+            if numbers:
+                cells = [cell(_estimate(numbers, name)) for name in _LATENT_COLUMNS.values()]
+                rows.append([method.title, split, str(len(numbers)), *cells])
+    kept = [i for i in range(3 + len(_LATENT_COLUMNS)) if any(row[i] != NOTHING for row in rows)]
+    header = ["method", "families", "seeds", *_LATENT_COLUMNS]
+    return markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows]) if rows else ""
+
+
+def forgetting_table(methods: Sequence[Method]) -> str:
+    """What was left after a curriculum's last block, a row a method; empty if no run has anything."""
+    rows = []
+    for method in methods:
+        found = [_read(run.path / "forgetting.json").get("blocks") for run in method.runs]
+        last = [blocks[-1] for blocks in found if blocks]
+        numbers = [
+            {
+                "blocks": len(blocks),
+                "success": fmean(block["success"]["train"].values()),
+                **{k: fmean(block[k].values()) for k in ("forgetting", "backward_transfer") if block[k]},
+            }
+            for block, blocks in zip(last, filter(None, found), strict=True)
+        ]
+        if numbers:
+            blocks = "–".join(map(str, sorted({int(n["blocks"]) for n in numbers})))
+            names = ("success", "forgetting", "backward_transfer")
+            cells = [cell(_estimate(numbers, name)) for name in names]
+            rows.append([method.title, str(len(numbers)), blocks, *cells])
+    header = ["method", "seeds", "blocks", "success", "forgetting", "backward transfer"]
+    return markdown(header, rows) if rows else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Contents of a JSON file, or nothing where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    return content
+
+
+def _numbers(split: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of one split of ``latents.json`` by the names of :data:`_LATENT_COLUMNS`."""
+    numbers = {f"probe/{name}": value for name, value in (split.get("probe") or {}).items()}
+    for name in ("decoder_error", "decoder_error_without_z"):
+        if name in split:
+            numbers[name] = split[name]["all"]
+    if "correlation" in split:
+        numbers["correlation"] = fmean(split["correlation"])
+    if "agreement" in split:
+        numbers["agreement"] = split["agreement"]
+    return numbers
+
+
+def _estimate(numbers: Sequence[Mapping[str, float]], name: str) -> Estimate | None:
+    values = [found[name] for found in numbers if found.get(name) is not None]
+    return estimate(np.array(values)) if values else None
