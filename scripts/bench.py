@@ -1,0 +1,331 @@
+"""How fast is it? Ratios, each measured within one run; medians over repeats, also as JSON.
+
+python scripts/bench.py                                  # everything, about 15 minutes on two cores
+python scripts/bench.py --only simulators updates        # parts of it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command hmrl does, before PyTorch is imported
+
+HORIZON = 500
+EPISODE = 100  # simulator steps of an episode where a whole one is not needed
+Rates = dict[str, float]
+
+
+# --- what is measured: environment steps a second, over all environments -----------------------------
+
+
+def raw_envpool(benchmark: str = "ML10", each: int = 10, threads: int = 1, steps: int = HORIZON) -> float:
+    """EnvPool alone, without this package: a pool a family, random actions, resets included."""
+    import envpool
+    from envpool.mujoco.metaworld.registration import metaworld_task_id
+
+    from hmrl.envs.benchmarks import benchmark as find
+
+    names = [f"{family}-v3" for family in find(benchmark).train]
+    pools = [
+        envpool.make(
+            metaworld_task_id(name),
+            "gymnasium",
+            num_envs=each,
+            num_threads=min(threads, each),
+            seed=i,
+            max_episode_steps=steps,
+        )
+        for i, name in enumerate(names)
+    ]
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (16, each, 4)).astype(np.float32)
+    for pool in pools:
+        pool.reset()
+    started = time.perf_counter()
+    for pool in pools:  # one reset an episode, as in training
+        pool.reset()
+    for step in range(steps):
+        for pool in pools:
+            pool.send(actions[step % 16])
+        for pool in pools:
+            pool.recv()
+    rate = steps * each * len(names) / (time.perf_counter() - started)
+    for pool in pools:
+        pool.close()
+    return rate
+
+
+def raw_metaworld(strategy: str, steps: int = 100) -> float:
+    """Meta-World's own vector environment of ML10's training families, random actions."""
+    import gymnasium as gym
+    import metaworld  # noqa: F401  (registers the environments)
+
+    envs = gym.make_vec("Meta-World/ML10-train", vector_strategy=strategy, seed=1, meta_batch_size=20)
+    envs.call("sample_tasks")
+    envs.reset()
+    envs.action_space.seed(0)
+    actions = [envs.action_space.sample() for _ in range(16)]
+    for step in range(5):
+        envs.step(actions[step])
+    started = time.perf_counter()
+    for step in range(steps):
+        envs.step(actions[step % 16])
+    rate = steps * envs.num_envs / (time.perf_counter() - started)
+    envs.close()
+    return rate
+
+
+def collecting(
+    backend: str = "envpool", benchmark: str = "ML10", each: int = 10, k: int = 2, horizon: int = HORIZON
+) -> float:
+    """This package's ``collect`` with an untrained agent of the default configuration, resets included."""
+    from hmrl.datamodule import MetaWorldDataModule
+    from hmrl.envs.benchmarks import Goals
+    from hmrl.module import HierarchicalMetaRL
+    from hmrl.rollout import collect
+
+    data = MetaWorldDataModule(benchmark=benchmark, backend=backend, envs_per_family=each, horizon=horizon)
+    model = HierarchicalMetaRL(
+        data.families, data.observation_dim, data.action_dim, data.ego_indices, decision_interval=k
+    )
+    envs = data.make_envs(backend, Goals("train", 1, None, 0), each)  # type: ignore[arg-type]
+
+    def episode(number: int) -> Any:
+        return collect(
+            envs,
+            model.policy,
+            episode=number,
+            acting=model.acting,
+            families=data.families,
+            split="train",
+            mode="training",
+        )
+
+    episode(0)
+    started = time.perf_counter()
+    rollout = episode(1)
+    rate = rollout.env_steps / (time.perf_counter() - started)
+    envs.close()
+    return rate
+
+
+def training(k: int = 2, benchmark: str = "ML10", each: int = 10, iterations: int = 3) -> Rates:
+    """Training of the default configuration without evaluations, and seconds an iteration of its parts.
+
+    The first iteration, which builds the simulators, is left out.
+    """
+    from hmrl.datamodule import MetaWorldDataModule
+    from hmrl.module import HierarchicalMetaRL
+    from hmrl.trainer import make_trainer
+
+    gamma = {1: 0.9925, 2: 0.985}[k]  # the same discount a simulator step
+    data = MetaWorldDataModule(benchmark=benchmark, envs_per_family=each)
+    model = HierarchicalMetaRL(
+        data.families,
+        data.observation_dim,
+        data.action_dim,
+        data.ego_indices,
+        decision_interval=k,
+        ppo={"gamma": gamma},  # type: ignore[arg-type]
+    )
+    watch = Stopwatch()
+    watch.time(data, "collect")
+    for part in ("training_step", "_update_task_encoder", "_update_macro_vae", "_update_actor_critic"):
+        watch.time(model, part)
+    steps = len(data.families) * each * HORIZON
+    with tempfile.TemporaryDirectory() as folder, silence():
+        trainer = make_trainer(
+            folder,
+            env_steps=(iterations + 1) * steps,
+            accelerator="cpu",
+            devices=1,
+            check_val_every_n_epoch=10_000,
+        )
+        trainer.fit(model, data)
+    parts = {name: sum(seconds[1:]) / iterations for name, seconds in watch.seconds.items()}
+    begun = watch.begun["collect"]
+    # From the second collection to the last: everything between is counted, logging and saving included.
+    parts["rate"] = (iterations - 1) * steps / (begun[-1] - begun[1])
+    return parts
+
+
+class Stopwatch:
+    """Seconds of each call of some methods, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self.begun: dict[str, list[float]] = {}
+
+    def time(self, owner: Any, name: str) -> None:
+        """Time each call of ``owner``'s method ``name``."""
+        method: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            self.begun.setdefault(name, []).append(begun)
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.seconds.setdefault(name, []).append(time.perf_counter() - begun)
+
+        setattr(owner, name, timed)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Lightning prints as it trains; the terminal is for the figures."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def apart(name: str, **arguments: Any) -> dict[str, Any]:
+    """A measurement in a process of its own: what it returns, and the peak of its memory in MiB."""
+    command = [sys.executable, __file__, "--measure", json.dumps([name, arguments])]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    content: dict[str, Any] = json.loads(found.splitlines()[-1])
+    return content
+
+
+def start_up() -> float:
+    """Seconds from the command ``hmrl fit`` to the end of its first rollout, when learning begins."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "hmrl", "fit", "--config", "configs/ml10.yaml", "--run_dir", folder]
+        command += ["--budget.env_steps", "50000", "--trainer.check_val_every_n_epoch", "1000"]
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+
+# --- parts of the benchmark ---------------------------------------------------------------------------
+
+
+def simulators() -> Rates:
+    """Simulators alone, and this package's collection on them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = -(-cores // 10)
+    return {
+        "EnvPool, raw": raw_envpool(threads=threads),
+        "collect, k = 1": collecting(k=1),
+        "collect, k = 2": collecting(k=2),
+        "Meta-World, sync": raw_metaworld("sync"),
+        "Meta-World, async": raw_metaworld("async"),
+        "collect on Meta-World, k = 2": collecting(backend="metaworld", each=2, horizon=EPISODE),
+    }
+
+
+def end_to_end() -> Rates:
+    """Training, learning included, beside Meta-World's vector environment without any agent."""
+    return {
+        "Meta-World, sync": raw_metaworld("sync"),
+        "training, k = 2": training(2)["rate"],
+        "training, k = 1": training(1)["rate"],
+    }
+
+
+def updates() -> Rates:
+    """Seconds an iteration of 50,000 environment steps."""
+    found = training(2)
+    return {name.removeprefix("_"): value for name, value in found.items() if name != "rate"}
+
+
+def sizes() -> Rates:
+    """By number of environments and of families; seconds outside the simulator per 50,000 steps; MiB."""
+    found: Rates = {}
+    for benchmark, each in (("ML10", 5), ("ML10", 10), ("ML10", 20), ("ML45", 2), ("ML1", 50)):
+        result = apart("training", benchmark=benchmark, each=each, iterations=2)
+        families = {"ML10": 10, "ML45": 45, "ML1": 1}[benchmark]
+        name = f"{benchmark}, {families * each} environments"
+        found[f"{name}: steps a second"] = result["value"]["rate"]
+        learning = result["value"]["training_step"] * 50_000 / (families * each * HORIZON)
+        found[f"{name}: learning, s per 50,000 steps"] = learning
+        found[f"{name}: peak MiB"] = result["peak_mib"]
+    return found
+
+
+RATIOS = {  # name: of what, over what, and the least that it shall be
+    "simulators": [
+        ("collect / raw simulator, k = 1", "collect, k = 1", "EnvPool, raw", 0.70),
+        ("collect / raw simulator, k = 2", "collect, k = 2", "EnvPool, raw", 0.80),
+        ("EnvPool / Meta-World's sync", "EnvPool, raw", "Meta-World, sync", None),
+        ("async / sync of Meta-World", "Meta-World, async", "Meta-World, sync", None),
+        ("collect on Meta-World / its own sync", "collect on Meta-World, k = 2", "Meta-World, sync", None),
+    ],
+    "end_to_end": [
+        ("training / Meta-World's stepping, k = 2", "training, k = 2", "Meta-World, sync", 2.0),
+        ("training / Meta-World's stepping, k = 1", "training, k = 1", "Meta-World, sync", 1.3),
+    ],
+}
+PARTS = {"simulators": simulators, "end_to_end": end_to_end, "updates": updates, "sizes": sizes}
+MEASUREMENTS = {"training": training, "collecting": collecting}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=sorted(PARTS), default=list(PARTS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench.json"))
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        name, options = json.loads(arguments.measure)
+        value = MEASUREMENTS[name](**options)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"value": value, "peak_mib": peak}))
+        return
+    found: dict[str, Any] = {"platform": platform.platform(), "cores": os.cpu_count()}
+    for part in arguments.only:
+        runs = []
+        for repeat in range(arguments.repeats):
+            runs.append(PARTS[part]())
+            print(f"{part}, repeat {repeat + 1} of {arguments.repeats}", flush=True)
+        middle = {name: median(run[name] for run in runs) for name in runs[0]}
+        ratios = {}
+        for name, over, under, least in RATIOS.get(part, []):
+            each = [run[over] / run[under] for run in runs]
+            ratios[name] = {"median": median(each), "least": min(each), "most": max(each), "target": least}
+        found[part] = {"median": middle, "ratios": ratios, "repeats": runs}
+        for name, value in middle.items():
+            print(f"  {name:<50}{value:>12,.{0 if value > 100 else 2}f}")
+        for name, ratio in ratios.items():
+            wanted = f"   (at least {ratio['target']:.2f})" if ratio["target"] else ""
+            spread = f"[{ratio['least']:.2f}, {ratio['most']:.2f}]"
+            print(f"  {name:<50}{ratio['median']:>12.2f} {spread}{wanted}")
+    if arguments.only == list(PARTS):
+        found["start_up_s"] = median(start_up() for _ in range(arguments.repeats))
+        print(f"  from the command to the end of one iteration, seconds: {found['start_up_s']:.1f}")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"results: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
