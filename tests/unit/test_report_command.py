@@ -182,10 +182,24 @@ def test_probability_of_improvement(runs: list[str], tmp_path: Path) -> None:
     won = [[(a[f] > b[f]) + (a[f] == b[f]) / 2 for a in x for b in y] for f in range(3)]
     train, test = (sum(won[0]) + sum(won[1])) / 18, sum(won[2]) / 9
     assert cells[1].startswith(f"{train:.2f} [")
-    assert cells[2].startswith(f"{test:.2f} [")
+    assert cells[3].startswith(f"{test:.2f} [")
     assert cells[1].endswith("] *")
+    assert cells[2].startswith("0.27 [")  # train: 0.6 - 1/3
+    assert cells[4].startswith("-0.20 [")
     assert "* Fewer than 5 seeds of a method" in text
     assert not any(line.startswith("| three levels | script") for line in text.splitlines())
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_compared_with_a_baseline_only(runs: list[str], tmp_path: Path) -> None:
+    text = report(runs, tmp_path / "out", "--baseline", "flat")
+    part = text.split("### Probability of improvement")[1].split("##")[0]
+    rows = [line for line in part.splitlines() if line.startswith("| ")][2:]
+    assert [row.split(" | ")[:2] for row in rows] == [
+        ["| three levels", "flat"],
+        [r"| belief\|less", "flat"],
+    ]
+    assert "| 0.27 [" in rows[0]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -417,6 +431,7 @@ def test_cells() -> None:
         (["--thresholds", "0.2", "30"], r"success rates above 0, at most 1, but got \[0.2, 30.0\]"),
         (["--window", "-1"], "--window is -1, but it must be a number of environment steps, or 0"),
         (["--mode", "best"], "has no mode 'best'"),
+        (["--baseline", "best"], "--baseline is 'best', but the methods are three levels, flat, belief.less"),
     ],
 )
 def test_refuses_options(runs: list[str], tmp_path: Path, options: list[str], sentence: str) -> None:

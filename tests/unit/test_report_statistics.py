@@ -9,6 +9,7 @@ from scipy.stats import mannwhitneyu
 from hmrl.report import statistics
 from hmrl.report.statistics import (
     align,
+    difference,
     estimate,
     interval,
     iqm,
@@ -136,6 +137,17 @@ def test_probability_of_improvement_has_no_interval_with_one_seed() -> None:
     better, worse = np.array([[0.5, 0.5]]), np.array([[0.4, 0.5], [0.1, 0.9]])
     assert probability_of_improvement(better, worse) == ((1 + 0.5 + 1 + 0) / 4, None, None, "seeds")
     assert probability_of_improvement(worse, better).low is None
+
+
+def test_difference_resamples_seeds_of_both() -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(0.6, 0.1, 6), rng.normal(0.5, 0.2, 4)
+    found = difference(x, y)
+    assert found.value == pytest.approx(x.mean() - y.mean())
+    draws = [rng.choice(x, 6).mean() - rng.choice(y, 4).mean() for _ in range(20_000)]
+    assert found.low == pytest.approx(np.quantile(draws, 0.025), abs=0.01)
+    assert found.high == pytest.approx(np.quantile(draws, 0.975), abs=0.01)
+    assert difference(x[:1], y) == statistics.Estimate(float(x[0] - y.mean()))
 
 
 def test_align_interpolates_and_never_extrapolates() -> None:

@@ -46,6 +46,9 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--formats", nargs="+", choices=["png", "pdf"], default=["png", "pdf"], help="of figures"
     )
+    parser.add_argument(
+        "--baseline", metavar="LABEL", help="compare with this method only (default: every pair)"
+    )
     return parser.parse_args(args)
 
 
@@ -69,6 +72,9 @@ def main(args: Sequence[str] | None = None) -> None:
     runs = [read_run(run, options.mode) for run in options.runs]
     methods = group(of_protocol(runs, options.protocol) if options.protocol else runs)
     figures.colours(methods)  # refuses too many before anything is written
+    labels = [method.label for method in methods if not method.role]
+    if options.baseline not in (None, *labels):
+        raise UserError(f"--baseline is {options.baseline!r}, but the methods are {', '.join(labels)}")
     warnings = disagreements(methods)
     for warning in warnings:
         print(f"hmrl: warning: {warning}")
@@ -79,5 +85,6 @@ def main(args: Sequence[str] | None = None) -> None:
         thresholds=options.thresholds,
         window=options.window,
         formats=options.formats,
+        baseline=options.baseline,
     )
     print(f"report: {document.write(shlex.join(['hmrl', 'report', *given]), warnings)}")

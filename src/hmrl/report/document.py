@@ -30,6 +30,7 @@ class Document:
         thresholds: success rates to which steps are counted.
         window: environment steps of the trailing mean over training rollouts.
         formats: of figures, ``png`` or ``pdf``.
+        baseline: label of the method that others are compared with; None: all pairs are compared.
     """
 
     methods: Sequence[Method]
@@ -38,6 +39,7 @@ class Document:
     thresholds: Sequence[float]
     window: float
     formats: Sequence[str]
+    baseline: str | None = None
 
     @property
     def evaluation(self) -> str:
@@ -82,7 +84,7 @@ class Document:
             f"{tables.INTERVALS}\n",
             self.figure(bars, name, f"Success per family, protocol {protocol}. Intervals as in the table."),
         ]
-        if improvement := tables.improvement_table(self.methods, protocol):
+        if improvement := tables.improvement_table(self.methods, protocol, self.baseline):
             parts += [f"### Probability of improvement, {protocol}\n", improvement, f"{tables.IMPROVEMENT}\n"]
         return "\n".join(part for part in parts if part)
 

@@ -135,6 +135,24 @@ def probability_of_improvement(x: Array, y: Array) -> Estimate:
     return Estimate(float(wins.mean()), float(low), float(high))
 
 
+def difference(x: Array, y: Array) -> Estimate:
+    """Mean of X minus mean of Y over seeds that are drawn apart, with its interval.
+
+    Args:
+        x: one value a seed, ``[n]``.
+        y: ``[m]``.
+    """
+    value = float(x.mean() - y.mean())
+    if min(len(x), len(y)) < 2:
+        return Estimate(value)
+
+    def between(x: Any, y: Any, axis: int) -> Any:
+        return x.mean(axis) - y.mean(axis)
+
+    low, high = _percentiles((x, y), between, axis=-1)
+    return Estimate(value, float(low), float(high))
+
+
 def align(curves: Sequence[tuple[Array, Array]], points: int = 200) -> tuple[Array, Array]:
     """Curves of several seeds on one grid of environment steps, by linear interpolation.
 

@@ -9,7 +9,15 @@ import numpy as np
 
 from hmrl.report.methods import Method
 from hmrl.report.runs import SPLITS, Result
-from hmrl.report.statistics import LEVEL, RESAMPLES, Array, Estimate, iqm, probability_of_improvement
+from hmrl.report.statistics import (
+    LEVEL,
+    RESAMPLES,
+    Array,
+    Estimate,
+    difference,
+    iqm,
+    probability_of_improvement,
+)
 from hmrl.report.summary import (
     common_families,
     families_of,
@@ -30,7 +38,8 @@ IQM = "IQM: mean over the middle half of seeds; with fewer than four seeds it eq
 IMPROVEMENT = (
     "How likely a run of X does better than a run of Y on the same family: the mean over families of "
     "P(X > Y) + P(X = Y) / 2 over all pairs of seeds (Agarwal et al., Deep Reinforcement Learning at the "
-    f"Edge of the Statistical Precipice, 2021). Brackets: {100 * LEVEL:.0f} % intervals over seeds, by "
+    "Edge of the Statistical Precipice, 2021). X - Y: difference of the means over families. "
+    f"Brackets: {100 * LEVEL:.0f} % intervals over seeds, by "
     f"percentile bootstrap with {RESAMPLES:,} resamples, seeds of X and of Y drawn apart; none where a "
     f"method has one seed. * Fewer than {_FEW_SEEDS} seeds of a method: few distinct resamples, so "
     "the interval is a hint at best."
@@ -130,19 +139,28 @@ def reached_cell(steps: Array, lengths: Array) -> str:
     return f"{median} ({steps.min():,.0f} to {most}; {count})" if len(steps) > 1 else f"{median} ({count})"
 
 
-def improvement_table(methods: Sequence[Method], protocol: str) -> str:
-    """P(X > Y) for each pair of methods; empty with fewer than two."""
+def improvement_table(methods: Sequence[Method], protocol: str, baseline: str | None = None) -> str:
+    """P(X > Y) and the difference of X and Y for each pair of methods; empty with fewer than two.
+
+    Args:
+        baseline: label of the only Y.
+    """
     rows = []
-    pairs = combinations([found for found in tested(methods, protocol) if not found[0].role], 2)
+    found = [(method, results) for method, results in tested(methods, protocol) if not method.role]
+    pairs = list(combinations(found, 2))
+    if baseline:
+        pairs = [(x, y) for x in found for y in found if y[0].label == baseline != x[0].label]
     for (x, of_x), (y, of_y) in pairs:
         row = [x.title, y.title, f"{len(of_x)} and {len(of_y)}"]
         for split in SPLITS:
             if families := common_families([*of_x, *of_y], split):
                 tables = per_family(of_x, split, families), per_family(of_y, split, families)
-                found = probability_of_improvement(*tables)
-                few = " *" if found.low is not None and min(map(len, tables)) < _FEW_SEEDS else ""
-                row.append(cell(found) + few)
+                few = min(map(len, tables)) < _FEW_SEEDS
+                means = [table.mean(1) for table in tables]
+                for estimate in (probability_of_improvement(*tables), difference(*means)):
+                    row.append(cell(estimate) + (" *" if estimate.low is not None and few else ""))
             else:
-                row.append(NOTHING)
+                row += [NOTHING, NOTHING]
         rows.append(row)
-    return markdown(["X", "Y", "seeds", *(f"{split}: P(X > Y)" for split in SPLITS)], rows) if rows else ""
+    columns = [f"{split}: {what}" for split in SPLITS for what in ("P(X > Y)", "X - Y")]
+    return markdown(["X", "Y", "seeds", *columns], rows) if rows else ""
