@@ -27,6 +27,8 @@ _NAMES = {"noise_std": "standard deviation of the noise (m)", "missing.probabili
 def test(checkpoint: str, run_dir: Path, setting: str, level: float, options: list[str]) -> dict[str, Any]:
     """The results file of one agent at one level."""
     path = results_path(run_dir, "first_episode")
+    if path.exists() and json.loads(path.read_text())["checkpoint"] != checkpoint:
+        sys.exit(f"robustness: {path} is of another checkpoint: choose another --out, or another label")
     if not path.exists():
         command = [sys.executable, "-m", "hmrl", "test", "--config", "configs/ml10.yaml", *options]
         command += ["--ckpt_path", checkpoint, "--run_dir", str(run_dir)]
@@ -81,8 +83,10 @@ def main() -> None:
     arguments, options = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     table: list[dict[str, Any]] = []
     for agent, _, checkpoint in (named.partition("=") for named in arguments.agents):
+        if not Path(checkpoint).is_file():
+            parser.error(f"{agent}={checkpoint} names no checkpoint: use LABEL=CHECKPOINT")
         for level in sorted(arguments.levels):
-            run_dir = arguments.out / agent / f"{level:g}"
+            run_dir = arguments.out / agent / arguments.setting / f"{level:g}"
             scored = rows(agent, level, test(checkpoint, run_dir, arguments.setting, level, options))
             for row in scored:
                 if (row["family"], row["mode"]) == ("mean", arguments.mode):

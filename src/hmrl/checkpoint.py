@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
+from hmrl.provenance import git_revision
 from hmrl.types import UserError
 
 # What the twin keeps: networks, normaliser and configuration. No optimizers, no replay.
@@ -21,6 +22,7 @@ _EXPORTED = (
     "pytorch-lightning_version",
     "epoch",
     "global_step",
+    "git",
 )
 
 
@@ -44,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: if that cannot be done; the files that were there are as they were.
         """
-        path = Path(path)
+        path, checkpoint = Path(path), {**checkpoint, "git": git_revision()}
         export = {k: checkpoint[k] for k in _EXPORTED if k in checkpoint}
         # A kill between the two renames leaves the newer export: a continued run makes that one again.
         contents = {weights_path(path): export, path: checkpoint}

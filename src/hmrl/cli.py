@@ -59,7 +59,7 @@ class HmrlCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Callbacks, run directory, one seed, and the dimensions that data decides."""
         parser.add_argument("--run_dir", type=str, default="runs/ml10", help="Logs, checkpoints and results.")
-        parser.add_argument("--overwrite", type=bool, default=False, help="Write over a run in run_dir.")
+        parser.add_argument("--overwrite", type=bool, default=False, help="Write over what is in run_dir.")
         parser.add_argument("--wandb", type=WandbConfig | None, default=None, help="Log to Weights & Biases.")
         parser.add_lightning_class_args(EnvStepBudget, "budget")
         parser.add_lightning_class_args(SuccessRate, "evaluation")
@@ -71,6 +71,7 @@ class HmrlCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults({f"best_checkpoint.{k}": v for k, v in BEST_DEFAULTS.items()})
         parser.link_arguments("run_dir", "evaluation.results_dir")
+        parser.link_arguments("overwrite", "evaluation.overwrite")
         parser.link_arguments("run_dir", "forgetting.results_dir")
         parser.link_arguments("run_dir", "latents.dir")
         parser.link_arguments("run_dir", "video.results_dir")
@@ -175,7 +176,15 @@ class HmrlCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Refuse what could not be built, before any process is launched."""
-        self.datamodule.check(self.subcommand, self.trainer.world_size)
+        data = self.datamodule
+        data.check(self.subcommand, self.trainer.world_size)
+        config = data.test if self.subcommand == "test" else data.validation
+        unloaded = self._get(self.config, "ckpt_path") is None
+        if unloaded and config.perturbation_within(data.perturbation).over_training():
+            raise UserError(
+                f"data.perturbation changes over training, so to compare with agent {config.agent} hmrl "
+                f"{self.subcommand} needs --ckpt_path, a checkpoint of the run whose world it is to act in"
+            )
 
     before_test = before_validate
 

@@ -109,7 +109,7 @@ def check_levels(encoder: TaskEncoderConfig | None, vae: MacroVAEConfig | None, 
 
 
 def check_joint(
-    gradients: Gradients, macro_interval: int, encoder: TaskEncoderConfig | None, acting: Acting
+    gradients: Gradients, encoder: TaskEncoderConfig | None, vae: MacroVAEConfig | None, acting: Acting
 ) -> None:
     """Refuse what end-to-end training, or a belief without categories, cannot do.
 
@@ -122,6 +122,17 @@ def check_joint(
         raise UserError(
             f"model.acting draws y as {acting.task_belief} and z as {acting.macro_action}, but with "
             "model.gradients joint they are made anew when learning: use probabilities and mean"
+        )
+    for level, config in (("task_encoder", encoder), ("macro_vae", vae)):
+        if gradients == "joint" and config and config.dropout:
+            raise UserError(
+                f"model.{level}.dropout is {config.dropout}, but with model.gradients joint it would change "
+                "the policy whose ratios are formed: use 0"
+            )
+    if gradients == "joint" and encoder and encoder.value_coef != 1:
+        raise UserError(
+            f"model.task_encoder.value_coef is {encoder.value_coef}, but with model.gradients joint the "
+            "critic's loss is the task encoder's: use 1"
         )
     if encoder and encoder.belief == "continuous" and (encoder.categorical_coef or encoder.occupancy_coef):
         raise UserError(

@@ -12,6 +12,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.distributed import sum_over_ranks
 from hmrl.faults import families_at_fault, not_finite
 from hmrl.losses import LossFunction, Metrics, Minibatch
@@ -23,6 +24,15 @@ class Step(NamedTuple):
     level: nn.Module
     optimizer: LightningOptimizer
     max_grad_norm: float
+
+
+def rates_of(
+    ppo: PPOConfig, encoder: TaskEncoderConfig | None, vae: MacroVAEConfig | None
+) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of each level that is present, in the order of the optimizers."""
+    rates = {"actor": (ppo.actor_lr, ppo.weight_decay), "critic": (ppo.critic_lr, ppo.weight_decay)}
+    upper = {"task_encoder": encoder, "macro_vae": vae}
+    return rates | {name: (level.lr, level.weight_decay) for name, level in upper.items() if level}
 
 
 def descend(

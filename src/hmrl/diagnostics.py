@@ -7,21 +7,21 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from hmrl.distributed import mean_over_ranks, sum_over_ranks
-from hmrl.functional import agreement, entropy, mutual_information
+from hmrl.functional import agreement, chance_agreement, entropy, mutual_information
 from hmrl.policy import HierarchicalPolicy
-from hmrl.types import Rollout
+from hmrl.types import Acting, Rollout
 
 
-def rollout_metrics(rollout: Rollout, categories: int | None = None) -> dict[str, Tensor]:
+def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor]:
     """Collective. Success and return per family, and how belief and macro-action are used.
 
     ``success`` is at any step; ``success_time_avg`` is the time average of "succeeded so far", which the
     authors' code logs as training success. In trials of several episodes, ``success_in_episode_n`` tells
     them apart: it grows with n where the agent adapts. Families without an episode on any rank, as in a
-    curriculum, are in no mean and are not logged.
+    curriculum, are not logged, and means over the others are named ``..._in_block``.
 
     Args:
-        categories: how many of the belief's entries, the first ones, are a distribution; None: all.
+        probabilities: of the belief's categories at each step (:func:`beliefs_of`). ``[T+1, B, K or 0]``
     """
     success = rollout.ever_success.double()
     by_episode = rollout.success.double().unflatten(0, (rollout.episodes, -1))  # [E, T / E, B]
@@ -30,10 +30,11 @@ def rollout_metrics(rollout: Rollout, categories: int | None = None) -> dict[str
     sums = torch.zeros(len(rollout.families), 4, dtype=torch.float64, device=success.device)
     count, won, time_average, total = sum_over_ranks(sums.index_add_(0, rollout.episode_family, columns)).T
     present = count > 0
+    block = "" if present.all() else "_in_block"
     metrics = {
-        "rollout/success/mean": (won / count)[present].mean(),
-        "rollout/success_time_avg/mean": (time_average / count)[present].mean(),
-        "rollout/return/mean": (total / count)[present].mean(),
+        f"rollout/success{block}/mean": (won / count)[present].mean(),
+        f"rollout/success_time_avg{block}/mean": (time_average / count)[present].mean(),
+        f"rollout/return{block}/mean": (total / count)[present].mean(),
     }
     if rollout.episodes > 1:
         sums = torch.zeros(
@@ -49,11 +50,13 @@ def rollout_metrics(rollout: Rollout, categories: int | None = None) -> dict[str
         family = rollout.families[i]
         metrics[f"rollout/success/{family}"] = won[i] / count[i]
         metrics[f"rollout/return/{family}"] = total[i] / count[i]
-    belief = rollout.task_belief[..., :categories]
-    if belief.shape[-1]:
-        metrics |= belief_metrics(belief, rollout)
+    if probabilities.shape[-1]:
+        metrics |= belief_metrics(probabilities, rollout)
+        if present.sum() < 2:
+            del metrics["encoder/family_information"]  # of one family there is nothing to be known
     if rollout.macro_action.shape[-1]:
         metrics["vae/agreement"] = agreement(rollout.action, rollout.macro_action).mean()
+        metrics["vae/agreement_by_chance"] = chance_agreement(rollout.action, rollout.macro_action)
     return metrics
 
 
@@ -71,6 +74,18 @@ def belief_metrics(probabilities: Tensor, rollout: Rollout) -> dict[str, Tensor]
         "encoder/largest_category": mean.max(),
         "encoder/family_information": mutual_information(belief, family, len(rollout.families)),
     }
+
+
+@torch.no_grad()
+def beliefs_of(policy: HierarchicalPolicy, rollout: Rollout, acting: Acting) -> Tensor:
+    """Probabilities of the belief's categories along a rollout that ``policy``, unchanged since, has made.
+
+    Where it acted on samples of them, they are made anew: a sample is no distribution. ``[T+1, B, K or 0]``
+    """
+    if acting.task_belief == "probabilities" or not policy.categories:
+        return rollout.task_belief[..., : policy.categories]
+    policy.eval()
+    return policy.encode_episodes(rollout.observation, rollout.action, rollout.reward, Acting()).probabilities
 
 
 def sampled_policy(policy: HierarchicalPolicy, rollout: Rollout) -> Normal:

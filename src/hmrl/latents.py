@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from hmrl.config import MacroVAEConfig
-from hmrl.functional import agreement, goal_steps
-from hmrl.losses import displacement, relative_error
+from hmrl.functional import agreement, chance_agreement, goal_steps
+from hmrl.losses import decoded_with_and_without, displacement, relative_error
 from hmrl.policy import HierarchicalPolicy
 from hmrl.types import Acting, FloatArray, Rollout
 
@@ -73,9 +73,11 @@ class MacroFindings:
 
     Args:
         decoder_error: given z's mean, in units of the error of predicting no motion; per family, and "all".
-        decoder_error_without_z: the same given z = 0.
+        decoder_error_without_z: the same given the average z at every step.
         correlation: of z with the displacement of the hand to the goal step, per axis.
-        agreement: mean over dimensions and decisions of 1[a_d z_d >= 0]; unrelated signs give 0.5.
+        agreement: mean over dimensions and decisions of 1[a_d z_d >= 0].
+        agreement_by_chance: what it would be if z and the action, each with the signs that it has, had
+            nothing to do with each other.
         macro_action: z along the axes of the hand. ``[T * N, axes]``
         displacement: of the hand to the goal step, in the observation's units (metres). ``[T * N, axes]``
     """
@@ -84,6 +86,7 @@ class MacroFindings:
     decoder_error_without_z: dict[str, float]
     correlation: tuple[float, ...]
     agreement: float
+    agreement_by_chance: float
     macro_action: FloatArray
     displacement: FloatArray
 
@@ -126,20 +129,24 @@ class Findings:
 
 
 @torch.no_grad()
-def analyse(policy: HierarchicalPolicy, vae: MacroVAEConfig | None, episodes: Episodes) -> Findings:
+def analyse(
+    policy: HierarchicalPolicy, vae: MacroVAEConfig | None, episodes: Episodes, body: Sequence[int]
+) -> Findings:
     """Everything about one split.
 
     Args:
-        policy: the agent that acted, in evaluation mode (dropout would blur the decoder).
+        policy: the agent that acted, in evaluation mode.
         vae: the configuration of its macro-VAE, None without one.
         episodes: on any device; they are moved to the policy's.
+        body: which dimensions of an observation are the body's own, whatever the decoder predicts, the
+            hand's position first.
     """
     episodes = episodes.to(policy.ego_indices.device)
     family = episodes.family.cpu().numpy()
     features = {
         "z": episodes.macro_action,
         "y": episodes.task_belief[:-1],
-        "ego_state": episodes.observation[:-1][..., policy.ego_indices],
+        "ego_state": episodes.observation[:-1][..., list(body)],
         "observation": episodes.observation[:-1],
     }
     probe = {
@@ -161,19 +168,24 @@ def analyse(policy: HierarchicalPolicy, vae: MacroVAEConfig | None, episodes: Ep
         success_step={
             name: int(success[:, n].argmax()) if success[:, n].any() else None for name, n in first.items()
         },
-        macro=_macro_findings(policy, vae, episodes) if vae and episodes.macro_action.shape[-1] else None,
+        macro=_macro_findings(policy, vae, episodes, body)
+        if vae and episodes.macro_action.shape[-1]
+        else None,
     )
 
 
-def _macro_findings(policy: HierarchicalPolicy, vae: MacroVAEConfig, episodes: Episodes) -> MacroFindings:
-    axes = min(_AXES, len(policy.ego_indices), episodes.action.shape[-1])
-    hand = episodes.observation[..., policy.ego_indices[:axes]]
+def _macro_findings(
+    policy: HierarchicalPolicy, vae: MacroVAEConfig, episodes: Episodes, body: Sequence[int]
+) -> MacroFindings:
+    axes = min(_AXES, len(body), episodes.action.shape[-1])
+    hand = episodes.observation[..., list(body[:axes])]
     moved = displacement(hand, _goals(policy, vae, episodes)).flatten(0, 1).cpu().numpy()
     z = episodes.macro_action[..., :axes].flatten(0, 1).cpu().numpy()
     return MacroFindings(
         *decoder_errors(policy, vae, episodes),
         correlation=pearson(z, moved),
         agreement=float(agreement(episodes.action, episodes.macro_action).mean()),
+        agreement_by_chance=float(chance_agreement(episodes.action, episodes.macro_action)),
         macro_action=z,
         displacement=moved,
     )
@@ -186,7 +198,7 @@ def _macro_findings(policy: HierarchicalPolicy, vae: MacroVAEConfig, episodes: E
 def decoder_errors(
     policy: HierarchicalPolicy, vae: MacroVAEConfig, episodes: Episodes
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Relative error of the decoder per family and over "all", given z's mean and given z = 0.
+    """Relative error of the decoder per family and over "all", given z's mean and given one z for all steps.
 
     As ``vae/decoder_error`` of :func:`hmrl.losses.macro_vae_loss`, given the belief that acted.
     """
@@ -195,8 +207,7 @@ def decoder_errors(
     ego = state[..., policy.ego_indices]
     target = displacement(ego, _goals(policy, vae, episodes))
     z = policy.macro_action(state[:-1], episodes.task_belief[:-1], Acting(macro_action="mean"))  # not held
-    informed = policy.macro_vae.decode(ego[:-1], z)
-    uninformed = policy.macro_vae.decode(ego[:-1], torch.zeros_like(z))
+    informed, uninformed = decoded_with_and_without(policy.macro_vae, ego[:-1], z)
     groups = {"all": torch.ones_like(episodes.family, dtype=torch.bool)}
     groups |= {name: mine for i, name in enumerate(episodes.families) if (mine := episodes.family == i).any()}
     informed_error, uninformed_error = (
@@ -282,4 +293,5 @@ def scalars(findings: Mapping[str, Findings]) -> dict[str, float]:
             values[f"latents/decoder_error_without_z/{split}"] = macro.decoder_error_without_z["all"]
             values[f"latents/correlation/{split}"] = float(np.mean(macro.correlation))
             values[f"latents/agreement/{split}"] = macro.agreement
+            values[f"latents/agreement_by_chance/{split}"] = macro.agreement_by_chance
     return values

@@ -26,6 +26,7 @@ from hmrl.functional import (
     occupancy_weights,
     standardize,
 )
+from hmrl.networks.macro_vae import MacroVAE
 from hmrl.networks.task_encoder import MixtureEncoder
 from hmrl.policy import BeliefSequence, HierarchicalPolicy
 from hmrl.types import Acting, Rollout, Trajectories
@@ -151,6 +152,26 @@ def relative_error(prediction: Tensor, displaced: Tensor) -> Tensor:
     return (prediction - displaced).square().mean() / baseline.clamp(min=1e-8)
 
 
+@torch.no_grad()
+def decoded_with_and_without(vae: MacroVAE, ego_state: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """What the decoder, without dropout, predicts given z, and given z's mean over all steps everywhere.
+
+    The mean, and not 0, so that a constant z counts as no information, whatever it is.
+
+    Args:
+        ego_state: normalised, ``[T, B, E]``.
+        z: ``[T, B, A]``.
+
+    Returns:
+        Predicted displacements, each ``[T, B, E]``.
+    """
+    training = vae.training
+    vae.eval()
+    found = vae.decode(ego_state, z), vae.decode(ego_state, z.mean((0, 1)).expand_as(z))
+    vae.train(training)
+    return found
+
+
 def macro_vae_loss(
     policy: HierarchicalPolicy, episodes: Trajectories, config: MacroVAEConfig, acting: Acting
 ) -> tuple[Tensor, Metrics]:
@@ -182,15 +203,13 @@ def imputation_loss(
             prior = policy.actor(state[:-1], sequence.belief[:-1], z)
     terms = imputation_elbo(target, vae.decode(ego[:-1], z), config.decoder_std, posterior, prior)
     loss = -terms.log_likelihood.mean() + config.kl_coef * terms.kl.clamp(min=config.free_bits).mean()
-    with torch.no_grad():
-        error = relative_error(vae.decode(ego[:-1], posterior.mean), target)
-        uninformed = relative_error(vae.decode(ego[:-1], torch.zeros_like(z)), target)
+    informed, uninformed = decoded_with_and_without(vae, ego[:-1], posterior.mean)
     metrics = {
         "loss": loss,
         "kl": terms.kl.mean(),
         "log_likelihood": terms.log_likelihood.mean(),
-        "decoder_error": error,
-        "decoder_error_without_z": uninformed,
+        "decoder_error": relative_error(informed, target),
+        "decoder_error_without_z": relative_error(uninformed, target),
         "z_spread": posterior.mean.reshape(-1, z.shape[-1]).std(0).mean(),
         "z_std": posterior.stddev.mean(),
     }

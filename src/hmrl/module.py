@@ -9,13 +9,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import kl_divergence
 
 from hmrl.compatibility import check_joint, check_levels, check_network, check_rollout
 from hmrl.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
-from hmrl.descent import Step, descend
-from hmrl.diagnostics import rollout_metrics, sampled_policy
+from hmrl.descent import Step, descend, rates_of
+from hmrl.diagnostics import beliefs_of, rollout_metrics, sampled_policy
 from hmrl.distributed import rank_and_world_size, share_of, sum_over_ranks
 from hmrl.functional import agreement
 from hmrl.joint import JointBatch, joint_batch, joint_loss
@@ -59,7 +59,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         task_encoder, macro_vae: high and intermediate level; None leaves one out.
         actor_critic: low level's networks.
         ppo: low level's learning.
-        acting: how y, z and the action are drawn in training. seed: of everything random in learning.
+        acting, seed: how y, z and the action are drawn in training; of everything random in learning.
     """
 
     env_steps: Tensor
@@ -86,14 +86,16 @@ class HierarchicalMetaRL(pl.LightningModule):
         self.automatic_optimization = False
         self.families, self.seed = tuple(families), seed
         self.training_seed: int | None = None  # of the checkpoint that is evaluated
+        self.training_git: dict[str, Any] | None = None  # the source that trained it
         self.encoder_config = as_config(TaskEncoderConfig, task_encoder) if task_encoder else None
         self.vae_config = as_config(MacroVAEConfig, macro_vae) if macro_vae else None
         self.network_config = as_config(ActorCriticConfig, actor_critic)
         self.ppo = as_config(PPOConfig, ppo)
         self.acting = as_config(Acting, acting)
         self.gradients: Gradients = gradients
+        self._rates = rates_of(self.ppo, self.encoder_config, self.vae_config)
         check_levels(self.encoder_config, self.vae_config, self.ppo)
-        check_joint(gradients, macro_interval, self.encoder_config, self.acting)
+        check_joint(gradients, self.encoder_config, self.vae_config, self.acting)
         configs: dict[str, Any] = {
             "task_encoder": self.encoder_config,
             "macro_vae": self.vae_config,
@@ -125,6 +127,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         rollout = batch.rollout
         check_rollout(self.ppo, self.vae_config, *rollout.reward.shape)
         rank, world_size = rank_and_world_size()
+        beliefs = beliefs_of(self.policy, rollout, self.acting)
         with seeded(self.seed, _STREAM, rank, int(self.iteration)):
             # Before the advantages: the policy does not see these moments, so its ratio stays 1.
             self.reward_scaler.observe(rollout.reward, rollout.family)
@@ -137,7 +140,7 @@ class HierarchicalMetaRL(pl.LightningModule):
             self.policy.observe(rollout.observation, rollout.reward)
         self.iteration += 1
         self.env_steps += rollout.env_steps * world_size
-        self._log(metrics | rollout_metrics(rollout, self.policy.categories))
+        self._log(metrics | rollout_metrics(rollout, beliefs))
 
     def _update_upper_levels(self, rollout: Rollout, replay: TrajectoryReplay) -> Metrics:
         """High, then intermediate level, and how far they move the policy behind PPO's back."""
@@ -236,7 +239,10 @@ class HierarchicalMetaRL(pl.LightningModule):
         self, max_grad_norm: Mapping[str, float], loss_function: LossFunction, batch: Minibatch
     ) -> Metrics:
         """Collective. One step of the levels that ``max_grad_norm`` names."""
-        steps = {n: Step(self._level(n), self._optimizer(n), norm) for n, norm in max_grad_norm.items()}
+        steps = {
+            n: Step(self.policy.get_submodule(n), self._optimizer(n), norm)
+            for n, norm in max_grad_norm.items()
+        }
         self.policy.eval()  # dropout only in what learns: y is what it is when acting
         where = f"in iteration {int(self.iteration)}, after {int(self.env_steps):,} environment steps"
         return descend(self, steps, loss_function, batch, where)
@@ -258,7 +264,7 @@ class HierarchicalMetaRL(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """A resumed run learns at the rates it is given, not at those of the checkpoint."""
-        for name, (lr, decay) in self._rates().items():
+        for name, (lr, decay) in self._rates.items():
             for group in self._optimizer(name).param_groups:
                 group["lr"], group["weight_decay"] = lr, decay
 
@@ -274,27 +280,16 @@ class HierarchicalMetaRL(pl.LightningModule):
             checkpoint["state_dict"] |= own  # it is about training families, and only to learn from
         check_network(checkpoint, self, training=training)
         self.training_seed = checkpoint["hyper_parameters"]["seed"]
+        self.training_git = checkpoint.get("git")
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for each level that is present, and for actor and critic each."""
         return [
-            torch.optim.AdamW(self._level(name).parameters(), lr=lr, weight_decay=decay)
-            for name, (lr, decay) in self._rates().items()
+            torch.optim.AdamW(self.policy.get_submodule(name).parameters(), lr=lr, weight_decay=decay)
+            for name, (lr, decay) in self._rates.items()
         ]
-
-    def _rates(self) -> dict[str, tuple[float, float]]:
-        """Learning rate and weight decay of each level that is present, in the order of the optimizers."""
-        rates = {"actor": (self.ppo.actor_lr, self.ppo.weight_decay)}
-        rates["critic"] = (self.ppo.critic_lr, self.ppo.weight_decay)
-        for name, config in (("task_encoder", self.encoder_config), ("macro_vae", self.vae_config)):
-            if config:
-                rates[name] = (config.lr, config.weight_decay)
-        return rates
-
-    def _level(self, name: str) -> nn.Module:
-        return self.policy.get_submodule(name)
 
     def _optimizer(self, name: str) -> LightningOptimizer:
         optimizers: Any = self.optimizers()
-        chosen: LightningOptimizer = optimizers[list(self._rates()).index(name)]
+        chosen: LightningOptimizer = optimizers[list(self._rates).index(name)]
         return chosen

@@ -6,9 +6,11 @@ Schema 1, JSON, one file a run and protocol:
   evaluation's goals and actions. ``checkpoint``: path or null.
 - ``env_steps``: of training, simulator steps over all environments.
 - ``protocol``: ``name`` and what it was run with: ``backend``, ``goals_per_family`` (different goals),
-  ``episodes_per_family`` (scored, a mode); for meta_world Meta-World's own parameters; ``perturbation``, if
-  there was one: returns are then those that the agent saw.
-- ``git``: ``revision`` and whether files were ``modified``, of the source that ran; null outside a checkout.
+  ``episodes_per_family`` (scored, a mode); for meta_world Meta-World's own parameters, and
+  ``goals_per_family`` by split; ``perturbation``, if there was one: returns are then those that the agent
+  saw; and ``age``, episodes of training that the world has gone through, if it changes over training.
+- ``git``: ``revision`` and whether source or configurations were ``modified``, of what evaluated;
+  ``training_git``: of what trained, null if the checkpoint does not say. Null outside a checkout.
 - ``packages`` (versions), ``python``, ``platform``; ``started`` (UTC, ISO 8601) and ``wall_time_s``.
 - ``model``, ``data``: the complete configuration.
 - ``scores``: split -> mode -> family or "mean" -> ``episodes``, ``success`` (any step) with its 95 % interval
@@ -23,29 +25,16 @@ Schema 1, JSON, one file a run and protocol:
 
 from __future__ import annotations
 
-import platform
-import subprocess
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from hmrl.envs.perturb import Perturbation
-from hmrl.types import Outcomes
+from hmrl.types import Outcomes, UserError
 
 SCHEMA = 1
-_PACKAGES = (
-    "hmrl",
-    "torch",
-    "pytorch-lightning",
-    "torchmetrics",
-    "metaworld",
-    "mujoco",
-    "gymnasium",
-    "envpool",
-    "numpy",
-)
 
 
 def results_path(results_dir: str | Path, protocol: str) -> Path:
@@ -53,38 +42,33 @@ def results_path(results_dir: str | Path, protocol: str) -> Path:
     return Path(results_dir) / f"test-{protocol}.json"
 
 
-def provenance() -> dict[str, Any]:
-    """Which code ran: ``git``, ``packages``, ``python``, ``platform``."""
-    return {
-        "git": _git(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
+def check_replaceable(
+    results_dir: str | Path, described: Mapping[str, Any], modes: Mapping[str, Any]
+) -> None:
+    """Refuse to replace results of another agent, checkpoint or way to evaluate.
 
+    Args:
+        results_dir: folder of the results file.
+        described: its ``agent``, ``protocol`` and ``checkpoint``, as they are going to be.
+        modes: ways of acting, likewise.
 
-def _version(package: str) -> str | None:
+    Raises:
+        UserError: naming what differs.
+    """
+    path = results_path(results_dir, described["protocol"]["name"])
+    if not path.is_file():
+        return
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git() -> dict[str, Any] | None:
-    """Of the checkout that this file belongs to; an installed copy belongs to none."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return {
-            "revision": git("rev-parse", "HEAD").strip(),
-            "modified": bool(git("status", "--porcelain", "--", ".")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return None
+        present = json.loads(path.read_text())
+        differs = [key for key, value in described.items() if present[key] != value]
+        differs += ["modes"] if present["data"]["modes"] != modes else []
+    except (json.JSONDecodeError, KeyError, TypeError):
+        differs = ["content"]
+    if differs:
+        raise UserError(
+            f"{path} holds other results, which would be lost (its {' and '.join(differs)} differs): choose "
+            "another --run_dir for this test, or write over them with --overwrite true"
+        )
 
 
 def episode_columns(parts: Iterable[Outcomes]) -> dict[str, dict[str, dict[str, dict[str, list[Any]]]]]:
@@ -125,12 +109,17 @@ def describe_protocol(data: Any) -> dict[str, Any]:
     perturbation = config.perturbation_within(data.perturbation)
     if perturbation != Perturbation():
         described["perturbation"] = asdict(perturbation)
+        if perturbation.over_training():
+            described["age"] = int(data.module.iteration) * data.episodes_per_trial
     if config.protocol == "meta_world":
         trials = data.trials
         described |= {name: getattr(trials, name) for name in ("num_evals", "adaptation_episodes")}
         described |= {name: getattr(trials, name) for name in ("evaluation_episodes", "total_tasks_per_cls")}
-        batches = {split: trials.batch(len(data.benchmark.families(split))) for split in ("train", "test")}
-        return described | {"meta_batch_size": batches}
+        families = {split: len(data.benchmark.families(split)) for split in ("train", "test")}
+        batches = {split: trials.batch(count) for split, count in families.items()}
+        met = {split: trials.num_evals * batches[split] // count for split, count in families.items()}
+        goals = {split: min(trials.total_tasks_per_cls, count) for split, count in met.items()}
+        return described | {"meta_batch_size": batches, "goals_per_family": goals}
     goals = config.goals_of("test", data.seed, data.goals_per_family, training=0, stream=0)
     return described | {"goals_per_family": goals.per_family, "episodes_per_family": config.goals}
 

@@ -94,7 +94,7 @@ class Learning(pl.Callback):
         self.gradients.append({})
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        level = list(pl_module._rates())[trainer.optimizers.index(optimizer)]
+        level = list(pl_module._rates)[trainer.optimizers.index(optimizer)]
         self.steps[level] += 1
         parameters = pl_module.policy.get_submodule(level).parameters()
         self.gradients[-1].setdefault(level, [p.grad.clone() for p in parameters])

@@ -32,6 +32,7 @@ MACRO = {
     for name in ("decoder_error", "decoder_error_without_z", "correlation", "agreement")
     for split in ("train", "test")
 }
+BODY = (0, 1, 2, 3, 18, 19, 20, 21)
 FIGURES = ("belief", "displacement", "decoder_error", "probe")
 FLAT = {"task_encoder": None, "macro_vae": None}
 
@@ -125,7 +126,7 @@ def test_a_test_writes_what_it_found(plain: Run, tmp_path: Path) -> None:
     with np.load(folder / "latents.npz") as arrays:
         for split, count in (("train", 10), ("test", 5)):
             episodes = first_ten(rollouts, split)
-            expected = analyse(plain.module.policy, plain.module.vae_config, episodes)
+            expected = analyse(plain.module.policy, plain.module.vae_config, episodes, BODY)
             assert numbers[split]["episodes"] == 10 * count
             assert numbers[split] == json.loads(json.dumps(expected.numbers()))
             assert arrays[f"{split}/belief"].shape == (count, len(episodes.observation), 3)

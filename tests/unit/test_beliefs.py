@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 import hmrl.losses
-from hmrl.diagnostics import rollout_metrics
+from hmrl.diagnostics import beliefs_of, rollout_metrics
 from hmrl.losses import imputation_loss, mixture_loss
 from hmrl.module import HierarchicalMetaRL
 from hmrl.networks.task_encoder import MixtureEncoder
@@ -57,7 +57,7 @@ def played(module: HierarchicalMetaRL, horizon: int = 7) -> Rollout:
             ToyEnvs(horizon=horizon),
             module.policy,
             episode=0,
-            acting=Acting(),
+            acting=module.acting,
             families=FAMILIES,
             split="train",
             mode="training",
@@ -82,9 +82,23 @@ def test_a_mixtures_belief_is_its_categories_and_its_mean() -> None:
     assert torch.allclose(belief[..., :K], q)
     rollout = played(module)
     assert rollout.task_belief.shape[-1] == K + L
-    metrics = rollout_metrics(rollout, module.policy.categories)
+    metrics = rollout_metrics(rollout, beliefs_of(module.policy, rollout, Acting()))
     expected = Categorical(probs=rollout.task_belief[..., :K]).entropy().mean()
     assert float(metrics["encoder/entropy"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_what_is_logged_of_a_belief_is_its_distribution_not_a_sample() -> None:
+    module = mixture()
+    module.acting = Acting(task_belief="sample")
+    rollout = played(module)
+    sampled = rollout.task_belief[..., :K]
+    q = module.policy.encode_episodes(
+        rollout.observation, rollout.action, rollout.reward, Acting()
+    ).probabilities
+    found = beliefs_of(module.policy, rollout, module.acting)
+    torch.testing.assert_close(found, q)
+    assert not torch.allclose(found, sampled, atol=0.01)
+    assert torch.equal(beliefs_of(module.policy, rollout, Acting()), sampled)
 
 
 def test_the_mixtures_loss_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:

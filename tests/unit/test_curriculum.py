@@ -172,15 +172,23 @@ def absent() -> tuple[Any, Any]:
 @pytest.mark.parametrize("episodes", [1, 2])
 def test_metrics_of_a_rollout_leave_an_absent_family_out(episodes: int) -> None:
     with_absent, without = (replace(rollout, episodes=episodes) for rollout in absent())
-    metrics, expected = rollout_metrics(with_absent), rollout_metrics(without)
-    assert metrics.keys() == expected.keys()
+    metrics, expected = (rollout_metrics(r, r.task_belief) for r in (with_absent, without))
+    assert {name.replace("_in_block", "") for name in metrics} == expected.keys()
     assert "rollout/success/push" not in metrics
+    assert "rollout/success/mean" not in metrics  # it is not of all training families
     for name, value in metrics.items():
         assert torch.isfinite(value), name
-        torch.testing.assert_close(value, expected[name])
+        torch.testing.assert_close(value, expected[name.replace("_in_block", "")])
     won = with_absent.ever_success.double()
     by_family = [won[with_absent.episode_family == i].mean() for i in (0, 2)]
-    assert metrics["rollout/success/mean"] == pytest.approx(sum(by_family) / 2)
+    assert metrics["rollout/success_in_block/mean"] == pytest.approx(sum(by_family) / 2)
+
+
+def test_nothing_is_known_about_one_family_alone() -> None:
+    rollout = random_rollout(episodes=2, family=torch.tensor([1, 1]), families=("reach", "push"))
+    metrics = rollout_metrics(rollout, rollout.task_belief)
+    assert "encoder/entropy" in metrics
+    assert "encoder/family_information" not in metrics
 
 
 def test_advantages_are_standardised_within_the_families_there_are() -> None:

@@ -64,6 +64,23 @@ def test_the_first_ratio_is_one(make: Any) -> None:
     assert float(metrics["ppo/clip_fraction"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("encoder", "vae", "sentence"),
+    [
+        ({"dropout": 0.5}, {}, "model.task_encoder.dropout is 0.5, .* use 0"),
+        ({}, {"dropout": 0.5}, "model.macro_vae.dropout is 0.5, .* use 0"),
+        ({"value_coef": 20.0}, {}, "model.task_encoder.value_coef is 20.0, .* use 1"),
+    ],
+)
+def test_refuses_what_end_to_end_training_would_not_heed(
+    encoder: dict[str, Any], vae: dict[str, Any], sentence: str
+) -> None:
+    configs = encoder_config(**encoder), vae_config(**vae)
+    with pytest.raises(UserError, match=sentence):
+        build_module(*configs, gradients="joint")
+    build_module(*configs)
+
+
 def test_the_loss_is_the_sum_of_all() -> None:
     module = agent()
     batch = batch_of(module)

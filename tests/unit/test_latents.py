@@ -138,7 +138,7 @@ def test_macro_action_is_held_against_where_the_hand_went(trial: int) -> None:
     """n = 2, so the goals of steps 0..5 are 2 2 4 4 6 6; in two episodes of 3: 2 2 2, 5 5 6."""
     module = full_module()
     rollout = random_trial(trial)
-    found = analyse(module.policy.eval(), module.vae_config, whole(rollout)).macro
+    found = analyse(module.policy.eval(), module.vae_config, whole(rollout), EGO).macro
     assert found is not None
     goals = [2, 2, 4, 4, 6, 6] if trial == 1 else [2, 2, 2, 5, 5, 6]
     axes = EGO[:A]  # two: an action has no more
@@ -159,18 +159,42 @@ def test_macro_action_is_held_against_where_the_hand_went(trial: int) -> None:
         for d in range(A)
     ]
     assert found.agreement == pytest.approx(np.mean(same))
+    shuffled = [
+        np.mean((rollout.action.flatten(0, 1)[:, d] >= 0).numpy()[:, None] == (np.array(every) >= 0)[None])
+        for d, every in enumerate(rollout.macro_action.flatten(0, 1).T.tolist())
+    ]  # every action beside every macro-action
+    assert found.agreement_by_chance == pytest.approx(np.mean(shuffled))
+
+
+def test_the_hand_is_the_hand_whatever_the_decoder_predicts() -> None:
+    """Also where macro-actions are about the other-state."""
+    module = full_module()
+    rollout = random_rollout()
+    other = (2, 3, 5, 6)
+    own, others = (analyse(module.policy.eval(), None, whole(rollout), body) for body in (EGO, other))
+    hand = rollout.observation[:-1][..., list(EGO)].numpy()
+    assert own.probe["ego_state"] == family_probe(hand, rollout.family.numpy())
+    assert own.probe["ego_state"] != others.probe["ego_state"]
+    module.policy.ego_indices = torch.tensor(other[:3])  # as many as the decoder predicts
+    found = analyse(module.policy, module.vae_config, whole(rollout), EGO).macro
+    assert found is not None
+    moved = rollout.observation[2, 0, list(EGO[:A])] - rollout.observation[0, 0, list(EGO[:A])]
+    np.testing.assert_allclose(found.displacement[0], moved, rtol=1e-5)
 
 
 # --- decoder -------------------------------------------------------------------------------------
 
 
 def expected_errors(module: HierarchicalMetaRL, rollout: Rollout, goal: Tensor) -> dict[str, list[float]]:
-    """Family -> errors given z and given z = 0, episode by episode and step by step."""
+    """Family -> errors given z and given the average z, episode by episode and step by step."""
     policy = module.policy
     vae = policy.macro_vae
     assert vae is not None
     sums = {name: np.zeros(3) for name in (*FAMILIES, "all")}
     with torch.no_grad():
+        states = policy.normalize(rollout.observation[:-1])
+        every = [vae.encode(states[t, b], rollout.task_belief[t, b]).mean for t in range(T) for b in range(B)]
+        average = torch.stack(every).mean(0)
         for b in range(B):
             for t in range(T):
                 state = policy.normalize(rollout.observation[t, b])
@@ -178,7 +202,7 @@ def expected_errors(module: HierarchicalMetaRL, rollout: Rollout, goal: Tensor) 
                 ego = state[list(EGO)]
                 moved = later[list(EGO)] - ego
                 z = vae.encode(state, rollout.task_belief[t, b]).mean
-                each = [vae.decode(ego, z) - moved, vae.decode(ego, 0 * z) - moved, moved]
+                each = [vae.decode(ego, z) - moved, vae.decode(ego, average) - moved, moved]
                 terms = np.array([float(e.square().sum()) for e in each])
                 sums[FAMILIES[int(rollout.family[b])]] += terms
                 sums["all"] += terms
@@ -220,7 +244,8 @@ def test_decoder_errors_are_those_that_training_logs(goal: GoalStrategy) -> None
     for name, mine in groups.items():
         _, logged = macro_vae_loss(policy, trajectories(rollout).select(mine), config, Acting())
         assert informed[name] == pytest.approx(float(logged["vae/decoder_error"]), rel=1e-5)
-        assert uninformed[name] == pytest.approx(float(logged["vae/decoder_error_without_z"]), rel=1e-5)
+        if name == "all":  # else the average z is another one
+            assert uninformed[name] == pytest.approx(float(logged["vae/decoder_error_without_z"]), rel=1e-5)
 
 
 # --- everything about a split --------------------------------------------------------------------
@@ -231,7 +256,7 @@ def test_findings_of_both_levels() -> None:
     rollout = random_rollout(success=torch.zeros(T, B, dtype=torch.bool))
     rollout.success[[3, 5], 1] = True  # the first episode of "push"
     rollout.success[1, 2] = True  # the second of "reach"
-    found = analyse(module.policy.eval(), module.vae_config, whole(rollout))
+    found = analyse(module.policy.eval(), module.vae_config, whole(rollout), EGO)
     assert (found.families, found.episodes) == (FAMILIES, B)
     assert found.probe.keys() == {"z", "y", "ego_state", "observation", "chance"}
     assert found.probe["chance"] == 0.5
@@ -250,7 +275,7 @@ def test_findings_of_both_levels() -> None:
 def test_without_a_macro_vae_nothing_is_said_about_z() -> None:
     module = build_module(encoder_config(), None)
     rollout = random_rollout(macro_action=torch.zeros(T, B, 0))
-    found = analyse(module.policy.eval(), module.vae_config, whole(rollout))
+    found = analyse(module.policy.eval(), module.vae_config, whole(rollout), EGO)
     assert found.macro is None
     assert found.probe.keys() == {"y", "ego_state", "observation", "chance"}
     assert found.arrays().keys() == {"belief"}
@@ -260,7 +285,7 @@ def test_without_a_macro_vae_nothing_is_said_about_z() -> None:
 def test_without_a_task_encoder_nothing_is_said_about_y() -> None:
     module = build_module(None, vae_config())
     rollout = random_rollout(task_belief=torch.zeros(T + 1, B, 0))
-    found = analyse(module.policy.eval(), module.vae_config, whole(rollout))
+    found = analyse(module.policy.eval(), module.vae_config, whole(rollout), EGO)
     assert found.macro is not None
     assert found.belief == {}
     assert found.probe.keys() == {"z", "ego_state", "observation", "chance"}
@@ -271,7 +296,7 @@ def test_another_agents_episodes_say_nothing_about_this_ones_levels() -> None:
     """A scripted expert's, when the policy that is loaded has all levels."""
     module = full_module()
     rollout = random_rollout(macro_action=torch.zeros(T, B, 0), task_belief=torch.zeros(T + 1, B, 0))
-    found = analyse(module.policy.eval(), module.vae_config, whole(rollout))
+    found = analyse(module.policy.eval(), module.vae_config, whole(rollout), EGO)
     assert found.macro is None
     assert found.belief == {}
     assert found.probe.keys() == {"ego_state", "observation", "chance"}
@@ -280,7 +305,8 @@ def test_another_agents_episodes_say_nothing_about_this_ones_levels() -> None:
 def test_what_is_logged_names_the_split() -> None:
     module = full_module()
     train, test = (
-        analyse(module.policy.eval(), module.vae_config, whole(random_rollout(seed=seed))) for seed in (0, 1)
+        analyse(module.policy.eval(), module.vae_config, whole(random_rollout(seed=seed)), EGO)
+        for seed in (0, 1)
     )
     assert train.macro is not None
     assert test.macro is not None
@@ -293,7 +319,7 @@ def test_what_is_logged_names_the_split() -> None:
         assert values[f"latents/decoder_error_without_z/{split}"] == macro.decoder_error_without_z["all"]
         assert values[f"latents/correlation/{split}"] == pytest.approx(sum(macro.correlation) / A)
         assert values[f"latents/agreement/{split}"] == macro.agreement
-    assert len(values) == 5 + 8
+    assert len(values) == 5 + 10
 
 
 def test_episodes_are_picked_and_joined() -> None:
@@ -364,10 +390,10 @@ def test_bars_show_probes_and_chance() -> None:
 
 def test_macro_findings_split_into_numbers_and_arrays() -> None:
     module = full_module()
-    found = analyse(module.policy.eval(), module.vae_config, whole(random_rollout()))
+    found = analyse(module.policy.eval(), module.vae_config, whole(random_rollout()), EGO)
     assert isinstance(found.macro, MacroFindings)
     numbers = found.numbers()
     kept = {"families", "episodes", "probe", "success_step"}
-    macro = {"decoder_error", "decoder_error_without_z", "correlation", "agreement"}
+    macro = {"decoder_error", "decoder_error_without_z", "correlation", "agreement", "agreement_by_chance"}
     assert numbers.keys() == kept | macro
     assert numbers["agreement"] == found.macro.agreement

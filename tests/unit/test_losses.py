@@ -50,7 +50,7 @@ def test_macro_vae_loss(module: HierarchicalMetaRL, goal: str, kl_coef: float, f
     q = Normal(mean.tanh(), log_std.clamp(-2, 0.5).exp())
     torch.manual_seed(3)
     z = q.rsample()
-    total, error, still, kls = 0.0, 0.0, 0.0, []
+    total, error, average_error, still, kls = 0.0, 0.0, 0.0, 0.0, []
     for t in range(T):
         goal_step = min(T, t + 4 if goal == "constant_margin" else 4 * (t // 4 + 1))
         ego, target = state[t][:, list(EGO)], (state[goal_step] - state[t])[:, list(EGO)]
@@ -60,10 +60,13 @@ def test_macro_vae_loss(module: HierarchicalMetaRL, goal: str, kl_coef: float, f
         kls.append(kl)
         total += float((-log_likelihood + kl_coef * kl.clamp(min=free_bits)).sum())
         error += float((vae.decoder(torch.cat([ego, q.loc[t]], -1)) - target).square().sum())
+        average = q.loc.mean((0, 1)).expand_as(q.loc[t])
+        average_error += float((vae.decoder(torch.cat([ego, average], -1)) - target).square().sum())
         still += float(target.square().sum())
     assert loss.item() == pytest.approx(total / (T * B), rel=1e-4)
     assert metrics["vae/kl"].item() == pytest.approx(torch.stack(kls).mean().item(), rel=1e-4)
     assert metrics["vae/decoder_error"].item() == pytest.approx(error / still, rel=1e-4)
+    assert metrics["vae/decoder_error_without_z"].item() == pytest.approx(average_error / still, rel=1e-4)
     assert (torch.stack(kls) < 6).any()  # or free bits are not put to the test
     assert (torch.stack(kls) > 6).any()
 

@@ -73,10 +73,10 @@ def test_forgetting(runs: list[Path]) -> None:
     }
     content = {"schema": 1, "seed": 1, "blocks": [first, last]}
     (runs[0] / "forgetting.json").write_text(json.dumps(content))
-    assert rows(forgetting_table(methods(runs)))[1:] == [["full", "1", "2", "0.40", "0.60", "-0.50"]]
+    assert rows(forgetting_table(methods(runs)))[1:] == [["full", "1", "2", "0.40", "-0.50", "0.60"]]
     (runs[1] / "forgetting.json").write_text(json.dumps({**content, "blocks": [first]}))
     (row,) = rows(forgetting_table(methods(runs)))[1:]
-    assert row == ["full", "2", "1–2", "0.40 [0.40, 0.40]", "0.60", "-0.50"]
+    assert row == ["full", "2", "1–2", "0.40 [0.40, 0.40]", "-0.50", "0.60"]
 
 
 def test_sections_are_there_if_there_is_something(runs: list[Path], tmp_path: Path) -> None:

@@ -114,10 +114,11 @@ class Latents(pl.Callback):
         self._kept = {}
         mine: dict[str, Findings] = {}
         if trainer.is_global_zero:
+            body = trainer.datamodule.benchmark.world.ego_indices  # type: ignore[attr-defined]
             with _evaluating(pl_module.policy):
                 for split in shares[0]:
                     episodes = Episodes.join([share[split] for share in shares])
-                    mine[split] = analyse(pl_module.policy, pl_module.vae_config, episodes)
+                    mine[split] = analyse(pl_module.policy, pl_module.vae_config, episodes, body)
         self.findings = gather(mine)[0]
         if not self.findings:
             return

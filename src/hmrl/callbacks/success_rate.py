@@ -13,10 +13,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hmrl.distributed import gather
+from hmrl.distributed import gather, together
 from hmrl.metrics import FamilyOutcomes, Score
 from hmrl.protocol import Trials
-from hmrl.results import SCHEMA, describe_protocol, episode_columns, plain, provenance, results_path
+from hmrl.provenance import provenance
+from hmrl.results import (
+    SCHEMA,
+    check_replaceable,
+    describe_protocol,
+    episode_columns,
+    plain,
+    results_path,
+)
 from hmrl.types import Outcomes, Rollout
 
 PRIMARY_MODE = "sampled"  # its metrics carry no suffix
@@ -40,10 +48,11 @@ class SuccessRate(pl.Callback):
 
     Args:
         results_dir: its folder; None writes nothing.
+        overwrite: whether a results file of another checkpoint, or of another way to evaluate, may be lost.
     """
 
-    def __init__(self, results_dir: str | None = None) -> None:
-        self.results_dir = results_dir
+    def __init__(self, results_dir: str | None = None, overwrite: bool = False) -> None:
+        self.results_dir, self.overwrite = results_dir, overwrite
         self._metrics: dict[tuple[str, str], FamilyOutcomes] = {}
         self._episodes: list[Outcomes] = []
         self._started = 0.0
@@ -56,8 +65,12 @@ class SuccessRate(pl.Callback):
         self._started = time.time()
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Forget the last evaluation."""
+        """Forget the last evaluation, and refuse, before a new one, to lose other results."""
         self.on_validation_epoch_start(trainer, pl_module)
+        with together():
+            if self.results_dir and not self.overwrite and trainer.is_global_zero:
+                modes = trainer.datamodule.hparams["modes"]  # type: ignore[attr-defined]
+                check_replaceable(self.results_dir, self._described(trainer), modes)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -142,17 +155,25 @@ class SuccessRate(pl.Callback):
         else:
             print(text)
 
+    @staticmethod
+    def _described(trainer: pl.Trainer) -> dict[str, Any]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "agent": data.test.agent,
+            "protocol": describe_protocol(data),
+            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+        }
+
     def _results(self, trainer: pl.Trainer, pl_module: Any, episodes: list[Outcomes]) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         return {
             "schema": SCHEMA,
-            "agent": data.test.agent,
-            "protocol": describe_protocol(data),
+            **self._described(trainer),
             "env_steps": int(pl_module.env_steps),
             "seed": pl_module.training_seed if pl_module.training_seed is not None else pl_module.seed,
             "evaluation_seed": data.seed,
-            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
             **provenance(),
+            "training_git": pl_module.training_git,
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
             "wall_time_s": round(time.time() - self._started, 1),
             "model": plain(pl_module.hparams),

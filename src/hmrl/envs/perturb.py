@@ -104,6 +104,11 @@ class Perturbation:
         """``value`` itself, or built from the plain mapping that a checkpoint holds."""
         return cls(**value) if isinstance(value, Mapping) else value
 
+    def over_training(self) -> bool:
+        """Whether something changes over training, so that the world has an age."""
+        changes = (getattr(self, name) for name in _CHANGES)
+        return any(change is not None and change.over_episodes is not None for change in changes)
+
     def untold(self) -> Perturbation:
         """The same, but that nobody is told what is missing."""
         return replace(self, missing=replace(self.missing, told=False))

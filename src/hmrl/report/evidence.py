@@ -18,21 +18,24 @@ from hmrl.types import UserError
 
 LATENTS = (
     "Of the agents that were tested, ten episodes a family, sampled actions. Decoder error: relative to "
-    "predicting no motion, with z and with z = 0; the nearer the two, the less z says. Correlation: z with "
-    "where the hand went, mean over axes. Agreement: of the signs of z and of the action, 0.5 for unrelated "
-    "ones. Probe: balanced accuracy of a linear classifier that tells the family from z, from y, or from the "
-    "ego-state."
+    "predicting no motion, with z and with its average instead; the nearer the two, the less z says. It is "
+    "comparable between methods only where decoders predict the same. Correlation: of z with where the hand "
+    "went, mean over axes. Agreement: of the signs of z and of the action, and of independent ones with the "
+    "same shares of signs. Probe: balanced accuracy of a linear classifier that tells the family from z, y, "
+    "or the ego-state."
 )
 FORGETTING = (
-    "Success in training families after the last block. Forgetting: best success after any earlier block "
-    "minus success after the last one. Backward transfer: success after the last block minus success after "
-    "the block that trained the family. Means over families."
+    "Success in training families after the last block. Backward transfer: success after the last block "
+    "minus success after the block that trained the family. Forgetting: best success after any earlier "
+    "block minus success after the last one; the best of several noisy evaluations is too high, so it is "
+    "biased upward, and more so with few goals or many blocks. Means over families."
 )
 _LATENT_COLUMNS = {
     "decoder error": "decoder_error",
     "without z": "decoder_error_without_z",
     "correlation": "correlation",
     "agreement": "agreement",
+    "by chance": "agreement_by_chance",
     "probe of z": "probe/z",
     "probe of y": "probe/y",
     "probe of ego-state": "probe/ego_state",
@@ -71,10 +74,10 @@ def forgetting_table(methods: Sequence[Method]) -> str:
         ]
         if numbers:
             blocks = "–".join(map(str, sorted({int(n["blocks"]) for n in numbers})))
-            names = ("success", "forgetting", "backward_transfer")
+            names = ("success", "backward_transfer", "forgetting")
             cells = [cell(_estimate(numbers, name)) for name in names]
             rows.append([method.title, str(len(numbers)), blocks, *cells])
-    header = ["method", "seeds", "blocks", "success", "forgetting", "backward transfer"]
+    header = ["method", "seeds", "blocks", "success", "backward transfer", "forgetting"]
     return markdown(header, rows) if rows else ""
 
 
@@ -97,8 +100,7 @@ def _numbers(split: Mapping[str, Any]) -> dict[str, float]:
             numbers[name] = split[name]["all"]
     if "correlation" in split:
         numbers["correlation"] = fmean(split["correlation"])
-    if "agreement" in split:
-        numbers["agreement"] = split["agreement"]
+    numbers |= {name: split[name] for name in ("agreement", "agreement_by_chance") if name in split}
     return numbers
 
 

@@ -32,7 +32,8 @@ _FEW_SEEDS = 5  # fewer have few distinct resamples
 INTERVALS = (
     f"Brackets: {100 * LEVEL:.0f} % intervals over seeds, by percentile bootstrap with {RESAMPLES:,} "
     "resamples of whole seeds; a seed's value is its unweighted mean over families. † One seed: the interval "
-    "of its results file, over goals, which says nothing about other seeds."
+    "of its results file, over goals (under paper, over episodes on one goal), which says nothing about "
+    "other seeds."
 )
 IQM = "IQM: mean over the middle half of seeds; with fewer than four seeds it equals the mean."
 IMPROVEMENT = (
