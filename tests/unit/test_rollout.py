@@ -93,8 +93,10 @@ def test_memory_is_cleared_at_the_start() -> None:
 
 def test_the_number_of_threads_is_given_back() -> None:
     before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
     roll(ToyEnvs(), 2)
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == before + 1
+    torch.set_num_threads(before)
 
 
 class ReusingEnvs(ToyEnvs):
