@@ -97,7 +97,7 @@ def load(path: str | Path) -> dict[str, Any]:
         UserError: if there is no such file, or it is no checkpoint of this package.
     """
     if not Path(path).is_file():
-        raise UserError(f"there is no checkpoint at {path}: ckpt_path must be a .ckpt file, or last")
+        raise UserError(f"there is no checkpoint at {path}: ckpt_path must be a .ckpt file, last or best")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -36,7 +36,14 @@ from hmrl.mistakes import one_sentence
 from hmrl.module import HierarchicalMetaRL
 from hmrl.parser import Parser
 from hmrl.processes import end_with_the_first, launches, strategy_for
-from hmrl.run_dir import checkpoint_dir, claim, continues, newest_checkpoint, was_requeued
+from hmrl.run_dir import (
+    checkpoint_dir,
+    claim,
+    continues,
+    find_checkpoint,
+    newest_checkpoint,
+    was_requeued,
+)
 from hmrl.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, fixed_options, loggers
 from hmrl.types import UserError
 from hmrl.wandb_logger import WandbConfig
@@ -109,6 +116,8 @@ class HmrlCLI(LightningCLI):
                 if is_first_process():
                     nothing = f"no checkpoint in {checkpoint_dir(run_dir)}: starting afresh"
                     print(f"continuing from {path}" if path else nothing)
+            elif path == "best":
+                path = config["ckpt_path"] = str(find_checkpoint(run_dir, path))
             self._may_hold_run |= continues(run_dir, path)
             self._saved = checkpoint.load(path) if path else None
             self._resumed_at = checkpoint.env_steps_of(self._saved)
@@ -120,6 +129,8 @@ class HmrlCLI(LightningCLI):
             raise UserError(
                 f"hmrl {self.config['subcommand']} needs --ckpt_path: a checkpoint or a weights-only export"
             )
+        if path in ("last", "best"):
+            path = config["ckpt_path"] = str(find_checkpoint(config["run_dir"], path))
         hparams = checkpoint.load(path)["hyper_parameters"]
         model = {k: v for k, v in hparams.items() if k not in (*_FROM_DATA, "seed")}
         self.config = self.parser.parse_object({self.config["subcommand"]: {"model": model}}, self.config)

@@ -18,6 +18,13 @@ _NETWORK: dict[str, tuple[str, ...]] = {
 _MIXTURE = ("latent", "decoder_hidden")  # of the task encoder, where its belief is one
 # What was the case before there was a setting for it.
 _BEFORE = {"macro_interval": 1, "belief": "categorical"}
+# Settings that decide what the command line does not set itself.
+_SET_BY = {
+    "families": " (by data.benchmark)",
+    "observation_dim": " (by data.benchmark and data.perturbation.missing.told)",
+    "action_dim": " (by data.benchmark)",
+    "ego_indices": " (by data.benchmark and data.ego_state)",
+}
 # What Lightning lets one set, but must be left alone where a batch is an iteration and levels learn in turn.
 _TRAINER: dict[str, tuple[Callable[[Any], bool], str]] = {
     "check_val_every_n_epoch": (lambda x: x is None or x >= 1, "1 or more (iterations)"),
@@ -49,7 +56,7 @@ def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) ->
             pair = there.get(key, _BEFORE.get(key)), here[key]
             a, b = (list(x) if isinstance(x, tuple | list) else x for x in pair)
             if a != b:
-                found[name] = f"{name} is {a!r} there and {b!r} here"
+                found[name] = f"{name} is {a!r} there and {b!r} here{_SET_BY.get(key, '')}"
     return found
 
 

@@ -6,7 +6,8 @@ Schema 1, JSON, one file a run and protocol:
   evaluation's goals and actions. ``checkpoint``: path or null.
 - ``env_steps``: of training, simulator steps over all environments.
 - ``protocol``: ``name`` and what it was run with: ``backend``, ``goals_per_family`` (different goals),
-  ``episodes_per_family`` (scored, a mode); for meta_world Meta-World's own parameters, and
+  ``episodes_per_family`` (scored, a mode), and ``training_goals`` (true), if train families are tested on
+  goals that training, as configured, had too; for meta_world Meta-World's own parameters, and
   ``goals_per_family`` by split; ``perturbation``, if there was one: returns are then those that the agent
   saw; and ``age``, episodes of training that the world has gone through, if it changes over training.
 - ``git``: ``revision`` and whether source or configurations were ``modified``, of what evaluated;
@@ -120,7 +121,11 @@ def describe_protocol(data: Any) -> dict[str, Any]:
         met = {split: trials.num_evals * batches[split] // count for split, count in families.items()}
         goals = {split: min(trials.total_tasks_per_cls, count) for split, count in met.items()}
         return described | {"meta_batch_size": batches, "goals_per_family": goals}
-    goals = config.goals_of("test", data.seed, data.goals_per_family, training=0, stream=0)
+    goals = config.goals_of("train", data.seed, data.goals_per_family, training=1, stream=0)
+    # Meta-World has one set of goals for each seed, whatever they are for.
+    same = goals.stream == 1 or {described["backend"], data.backend} <= {"metaworld", "metaworld_async"}
+    if data.goals_per_family is not None and same:
+        described["training_goals"] = True
     return described | {"goals_per_family": goals.per_family, "episodes_per_family": config.goals}
 
 

@@ -33,6 +33,41 @@ def _requeue_checkpoints(run_dir: str | Path) -> list[Path]:
     return [path for path in found if not path.name.endswith(".weights.ckpt")]
 
 
+def clear(run_dir: str | Path) -> None:
+    """Delete what another run has left in ``run_dir``, save its logs, which loggers begin anew.
+
+    Else results and checkpoints of the old run would pass for those of the new one.
+    """
+    folder = Path(run_dir)
+    patterns = (
+        "checkpoints/*.ckpt",
+        "hpc_ckpt_*.ckpt",
+        "test-*.json",
+        "forgetting.*",
+        "latents/*",
+        "videos/*",
+    )
+    for path in (found for pattern in patterns for found in folder.glob(pattern)):
+        path.unlink()
+
+
+def find_checkpoint(run_dir: str | Path, name: str) -> Path:
+    """``last`` or ``best`` of the run in ``run_dir``.
+
+    Raises:
+        UserError: if there is none.
+    """
+    best = Path(checkpoint_dir(run_dir)) / "best.ckpt"
+    path = newest_checkpoint(run_dir) if name == "last" else best if best.is_file() else None
+    if path is None:
+        there = ", ".join(sorted(p.name for p in best.parent.glob("*.ckpt"))) or "none"
+        raise UserError(
+            f"ckpt_path is {name}, but the run in {run_dir} has no such checkpoint (there is {there}): train "
+            "it further, or give the path of another one"
+        )
+    return path
+
+
 def continues(run_dir: str | Path, ckpt_path: str | Path | None) -> bool:
     """Whether ``ckpt_path`` is a checkpoint of the run in ``run_dir``."""
     return ckpt_path is not None and Path(run_dir).resolve() in Path(ckpt_path).resolve().parents

@@ -138,6 +138,13 @@ def read(path: Path) -> Sweep:
         raise UserError(
             f"{path} must have the keys base, seeds and runs, may have fit and test, and no other"
         )
+    types = {"base": list, "seeds": list, "runs": dict, "fit": dict, "test": dict}
+    for key, value in content.items():
+        if not isinstance(value, types[key]):
+            kind = "a list" if types[key] is list else "a mapping"
+            raise UserError(f"{path} has {key} {value!r}, but it must be {kind}")
+    if not all(isinstance(seed, int) and seed >= 0 for seed in content["seeds"]):
+        raise UserError(f"{path} has seeds {content['seeds']}: use integers from 0 on")
     sweep = Sweep(**content)
     if not sweep.seeds or not sweep.runs or len(set(sweep.seeds)) < len(sweep.seeds):
         raise UserError(f"{path} must name one or more runs, and one or more different seeds")

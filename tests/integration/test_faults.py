@@ -358,5 +358,12 @@ def test_a_run_is_not_written_over_by_mistake(
         assert "--ckpt_path last" in sentence
         assert "--overwrite true" in sentence
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
+    old = [run / name for name in ("test-paper.json", "latents/probe.png", "checkpoints/hpc.ckpt")]
+    for path in old:  # what would pass for results of the new run
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    main(command(run, "--ckpt_path", "last", iterations=1))  # continued: everything stays
+    assert all(path.exists() for path in old)
     main(command(run, "--overwrite", "true", iterations=2))
+    assert not any(path.exists() for path in old)
     assert [int(row["step"]) for row in read_rows(run)] == [STEPS] * 2 + [2 * STEPS] * 2

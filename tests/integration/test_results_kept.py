@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from hmrl.cli import main
+from hmrl.datamodule import MetaWorldDataModule
+from hmrl.evaluation import EvaluationConfig
+from hmrl.results import describe_protocol
 from integration.conftest import CONFIGS, TINY
 
 pytestmark = pytest.mark.usefixtures("toy_world")
@@ -20,10 +23,10 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     """``run(*options)`` tests a short run's last weights; returns the results, or what a refusal says."""
     main(["fit", *TINY, *SHORT, "--run_dir", str(tmp_path)])
 
-    def test(*options: str, weights: str = "last") -> Any:
+    def test(*options: str, weights: str = "last", by_name: str = "") -> Any:
         capsys.readouterr()
-        path = tmp_path / "checkpoints" / f"{weights}.weights.ckpt"
-        given = [] if weights == "none" else ["--ckpt_path", str(path)]
+        path = by_name or str(tmp_path / "checkpoints" / f"{weights}.weights.ckpt")
+        given = [] if weights == "none" else ["--ckpt_path", path]
         ended = 0
         try:
             main(["test", *TINY, *options, "--run_dir", str(tmp_path), *given])
@@ -68,6 +71,30 @@ def test_another_protocol_has_a_file_of_its_own(run: Any, tmp_path: Path) -> Non
     before = run()
     assert run("--data.test.protocol", "paper") == before
     assert (tmp_path / "test-paper.json").is_file()
+
+
+def test_a_checkpoint_by_name(run: Any, tmp_path: Path) -> None:
+    last = run(by_name="last")
+    assert last["checkpoint"] == str(tmp_path / "checkpoints" / "last.ckpt")
+    (tmp_path / "checkpoints" / "best.ckpt").unlink(missing_ok=True)
+    said = run(by_name="best")
+    assert "ckpt_path is best, but the run in" in said
+    assert "last.ckpt" in said
+
+
+def test_goals_of_training_are_named() -> None:
+    """Fixed goals are the same in training and test, fresh ones are not."""
+    for fixed, backend, protocol, said in (
+        (None, "envpool", "first_episode", False),
+        (4, "envpool", "first_episode", True),
+        (1, "envpool", "paper", True),
+        (1, "envpool", "first_episode", False),
+        (50, "metaworld", "first_episode", True),
+        (1, "metaworld", "first_episode", True),
+    ):
+        test = EvaluationConfig(4, 2, None, protocol)  # type: ignore[arg-type]
+        data = MetaWorldDataModule(backend=backend, goals_per_family=fixed, test=test)  # type: ignore[arg-type]
+        assert describe_protocol(data).get("training_goals", False) is said, (fixed, backend, protocol)
 
 
 def test_agents_to_compare_with_need_the_age_of_the_world(run: Any) -> None:

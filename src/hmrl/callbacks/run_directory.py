@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 
 from hmrl.csv_logger import ContinuedCSVLogger
 from hmrl.distributed import together
-from hmrl.run_dir import claim
+from hmrl.run_dir import claim, clear
 
 
 class RunDirectory(pl.Callback):
@@ -32,7 +32,9 @@ class RunDirectory(pl.Callback):
                 self.may_hold_run = True  # it is this process's own from now on
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Drop what was logged beyond the checkpoint."""
+        """Drop what was logged beyond the checkpoint; of a run that is written over, everything."""
+        if trainer.is_global_zero and not int(pl_module.env_steps):
+            clear(self.run_dir)
         for logger in trainer.loggers:
             if isinstance(logger, ContinuedCSVLogger) and trainer.is_global_zero:
                 logger.resume(int(pl_module.env_steps))
