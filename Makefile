@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_DIR ?= runs/ml10
 
-.PHONY: setup train test evaluate check smoke soak clean
+.PHONY: setup train test evaluate check smoke soak bench clean
 
 setup: $(VENV)/installed
 
@@ -20,16 +20,19 @@ train: setup  ## Train HiMeta on ML10; run it again to continue after an interru
 	$(BIN)/hmrl fit --config configs/ml10.yaml --run_dir $(RUN_DIR) --ckpt_path last
 
 evaluate: setup  ## The table of a trained agent, on the reference simulator.
-	$(BIN)/hmrl test --config configs/ml10.yaml --run_dir $(RUN_DIR) --ckpt_path $(RUN_DIR)/checkpoints/best.ckpt
+	$(BIN)/hmrl test --config configs/ml10.yaml --run_dir $(RUN_DIR) --ckpt_path last
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto
 
-smoke: setup  ## Fit, evaluate and test real ML10 in about two minutes.
+smoke: setup  ## Train and evaluate on real ML10, in miniature.
 	$(BIN)/hmrl fit --config configs/ml10.yaml --config configs/smoke.yaml --overwrite true
 
 soak: setup  ## Interrupt and kill a run at random moments; it must end up equal to a run in peace.
 	$(BIN)/python scripts/soak.py
+
+bench: setup  ## How fast is it? Ratios to the raw simulator and to Meta-World's own stepping; runs/bench.json.
+	$(BIN)/python scripts/bench.py
 
 check: setup
 	$(BIN)/ruff check
