@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command hmrl does, before PyTorch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command hmrl does, before PyTorch is imported
 
 HORIZON = 500
 EPISODE = 100  # simulator steps of an episode where a whole one is not needed
