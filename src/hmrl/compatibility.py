@@ -115,16 +115,21 @@ def check_levels(encoder: TaskEncoderConfig | None, vae: MacroVAEConfig | None, 
         )
 
 
-def check_joint(
+def check_training(
     gradients: Gradients, encoder: TaskEncoderConfig | None, vae: MacroVAEConfig | None, acting: Acting
 ) -> None:
-    """Refuse what end-to-end training, or a belief without categories, cannot do.
+    """Refuse what training, end to end or not, or a belief without categories, cannot do.
 
     Raises:
         UserError: naming the setting.
     """
     if gradients not in get_args(Gradients):
         raise UserError(f"model.gradients is {gradients!r}: use {' or '.join(get_args(Gradients))}")
+    if acting.permute != "none":
+        raise UserError(
+            f"model.acting.permute is {acting.permute}, but what acted must be what learns: use none, and "
+            "permute in data.modes of a test"
+        )
     if gradients == "joint" and (acting.task_belief, acting.macro_action) != ("probabilities", "mean"):
         raise UserError(
             f"model.acting draws y as {acting.task_belief} and z as {acting.macro_action}, but with "

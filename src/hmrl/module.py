@@ -12,7 +12,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from hmrl.compatibility import check_joint, check_levels, check_network, check_rollout
+from hmrl.compatibility import check_levels, check_network, check_rollout, check_training
 from hmrl.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
 from hmrl.descent import Step, descend, rates_of
 from hmrl.diagnostics import beliefs_of, rollout_metrics, sampled_policy
@@ -95,7 +95,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         self.gradients: Gradients = gradients
         self._rates = rates_of(self.ppo, self.encoder_config, self.vae_config)
         check_levels(self.encoder_config, self.vae_config, self.ppo)
-        check_joint(gradients, self.encoder_config, self.vae_config, self.acting)
+        check_training(gradients, self.encoder_config, self.vae_config, self.acting)
         configs: dict[str, Any] = {
             "task_encoder": self.encoder_config,
             "macro_vae": self.vae_config,

@@ -92,6 +92,7 @@ OPTIONS = [
         "--data.curriculum.blocks [[reach,push,pick-place,door-open]]",
         *("data.curriculum.blocks", "4 families with 5 environments each", "2 processes"),
     ),
+    ("--model.acting.permute task_belief", "model.acting.permute", "task_belief", "use none"),
     ("--data.goals_per_family 0", "data.goals_per_family", "0", "1 or more, or null"),
     (
         "--data.goals_per_family 51 --data.backend metaworld",
