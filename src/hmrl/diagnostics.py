@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from hmrl.distributed import mean_over_ranks, sum_over_ranks
-from hmrl.functional import agreement, chance_agreement, entropy, mutual_information
+from hmrl.functional import agreement, chance_agreement, entropy, mutual_information, nonnegative_share
 from hmrl.policy import HierarchicalPolicy
 from hmrl.types import Acting, Rollout
 
@@ -56,7 +56,8 @@ def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor
             del metrics["encoder/family_information"]  # of one family there is nothing to be known
     if rollout.macro_action.shape[-1]:
         metrics["vae/agreement"] = agreement(rollout.action, rollout.macro_action).mean()
-        metrics["vae/agreement_by_chance"] = chance_agreement(rollout.action, rollout.macro_action)
+        signs = (mean_over_ranks(nonnegative_share(x)) for x in (rollout.action, rollout.macro_action))
+        metrics["vae/agreement_by_chance"] = chance_agreement(*signs)
     return metrics
 
 

@@ -118,13 +118,20 @@ def agreement(action: Tensor, macro_action: Tensor) -> Tensor:
     return share
 
 
-def chance_agreement(action: Tensor, macro_action: Tensor) -> Tensor:
+def nonnegative_share(x: Tensor) -> Tensor:
+    """Of each dimension of ``x`` ``[..., A]``, the share that is not negative. ``[A]``"""
+    return (x >= 0).to(x.dtype).flatten(0, -2).mean(0)
+
+
+def chance_agreement(p: Tensor, q: Tensor) -> Tensor:
     """:func:`agreement` of an action and a macro-action with these signs that are independent; a scalar.
 
-    mean_d [p_d q_d + (1 - p_d) (1 - q_d)] with p_d = P(a_d >= 0) and q_d = P(z_d >= 0): 0.5 where either has
-    both signs equally often, up to 1 where both nearly always point the same way.
+    mean_d [p_d q_d + (1 - p_d) (1 - q_d)]: 0.5 where either has both signs equally often, up to 1 where both
+    nearly always point the same way.
+
+    Args:
+        p, q: shares of a_d >= 0 and of z_d >= 0 (:func:`nonnegative_share`), ``[A]``.
     """
-    p, q = ((x >= 0).to(action.dtype).flatten(0, -2).mean(0) for x in (action, macro_action))
     return (p * q + (1 - p) * (1 - q)).mean()
 
 

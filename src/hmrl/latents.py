@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hmrl.config import MacroVAEConfig
-from hmrl.functional import agreement, chance_agreement, goal_steps
+from hmrl.functional import agreement, chance_agreement, goal_steps, nonnegative_share
 from hmrl.losses import decoded_with_and_without, displacement, relative_error
 from hmrl.policy import HierarchicalPolicy
 from hmrl.types import Acting, FloatArray, Rollout
@@ -185,7 +185,9 @@ def _macro_findings(
         *decoder_errors(policy, vae, episodes),
         correlation=pearson(z, moved),
         agreement=float(agreement(episodes.action, episodes.macro_action).mean()),
-        agreement_by_chance=float(chance_agreement(episodes.action, episodes.macro_action)),
+        agreement_by_chance=float(
+            chance_agreement(nonnegative_share(episodes.action), nonnegative_share(episodes.macro_action))
+        ),
         macro_action=z,
         displacement=moved,
     )

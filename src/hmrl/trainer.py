@@ -86,7 +86,7 @@ def make_trainer(
         env_steps: budget.
         callbacks: more of them.
         ckpt_path: what ``fit`` is going to continue from, if anything: so are the logs.
-        overwrite: whether a run in ``run_dir`` may be lost.
+        overwrite: whether a run, or results, in ``run_dir`` may be lost.
         wandb: log to Weights & Biases, too.
         settings: plain values that describe the run there, as ``dict(model.hparams)``.
         kwargs: of ``pytorch_lightning.Trainer``; ``check_val_every_n_epoch`` counts iterations.
@@ -96,7 +96,7 @@ def make_trainer(
         RunDirectory(run_dir, may_hold_run=overwrite or continues(run_dir, ckpt_path)),
         GracefulStop(),
         EnvStepBudget(env_steps),
-        SuccessRate(run_dir),
+        SuccessRate(run_dir, overwrite),
         EnvStepsProgressBar(),
         ModelCheckpoint(folder, **BEST_DEFAULTS),
         LastCheckpoint(folder),

@@ -29,7 +29,13 @@ from integration.toy import STEPS, tiny_module, toy_data
 PROBES = {f"latents/probe/{name}" for name in ("z", "y", "ego_state", "observation", "chance")}
 MACRO = {
     f"latents/{name}/{split}"
-    for name in ("decoder_error", "decoder_error_without_z", "correlation", "agreement")
+    for name in (
+        "decoder_error",
+        "decoder_error_without_z",
+        "correlation",
+        "agreement",
+        "agreement_by_chance",
+    )
     for split in ("train", "test")
 }
 BODY = (0, 1, 2, 3, 18, 19, 20, 21)
@@ -192,7 +198,7 @@ def by_hand(latents: Latents, module: Any, outputs: list[Any], first: bool = Tru
     """A test's hooks, without a trainer; returns what was logged."""
     logged: dict[str, Any] = {}
     module.log_dict = lambda values, **_: logged.update(values)
-    trainer: Any = SimpleNamespace(is_global_zero=first, loggers=[])
+    trainer: Any = SimpleNamespace(is_global_zero=first, loggers=[], datamodule=toy_data())
     latents.on_test_epoch_start(trainer, module)
     for i, output in enumerate(outputs):
         latents.on_test_batch_end(trainer, module, output, output, i)

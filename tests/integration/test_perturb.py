@@ -66,7 +66,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def evaluated(run: Run, folder: Path, what: str = "test", **changes: Any) -> list[Any]:
     """The rollouts of an evaluation of one and the same agent."""
     recorder = Recorder()
-    trainer = make_trainer(str(folder), 1, [recorder], accelerator="cpu", devices=1, logger=False)
+    options: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "overwrite": True}
+    trainer = make_trainer(str(folder), 1, [recorder], **options)
     getattr(trainer, what)(run.module, datamodule=toy_data(**changes), verbose=False)
     return recorder.evaluated
 
@@ -201,16 +202,27 @@ def test_success_against_noise_is_drawn_from_the_results_files(
         folder.mkdir(parents=True)
         score = {"success": 0.5 - float(command[-1]), "low": 0.3, "high": 0.6, "episodes": 10, "other": 1}
         scores = {split: {"sampled": {"reach": score, "mean": score}} for split in ("train", "test")}
-        (folder / "test-first_episode.json").write_text(json.dumps({"scores": scores}))
+        checkpoint = command[command.index("--ckpt_path") + 1]
+        (folder / "test-first_episode.json").write_text(
+            json.dumps({"scores": scores, "checkpoint": checkpoint})
+        )
 
     monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.ckpt", "b.ckpt"):
+        (tmp_path / name).touch()
     arguments = ["a=a.ckpt", "b=b.ckpt", "--out", str(tmp_path), "--levels", "0.1", "0"]
     monkeypatch.setattr(sys, "argv", ["robustness.py", *arguments, "--", "--data.test.goals", "3"])
     script.main()
     assert len(commands) == 4
     assert commands[1][3:] == [
         *("test", "--config", "configs/ml10.yaml", "--data.test.goals", "3", "--ckpt_path", "a.ckpt"),
-        *("--run_dir", str(tmp_path / "a" / "0.1"), "--data.test.perturbation.noise_std", "0.1"),
+        *(
+            "--run_dir",
+            str(tmp_path / "a" / "noise_std" / "0.1"),
+            "--data.test.perturbation.noise_std",
+            "0.1",
+        ),
     ]
     assert "b, noise_std 0.1, test: 0.40 [0.30, 0.60]" in capsys.readouterr().out
     lines = (tmp_path / "robustness.csv").read_text().splitlines()
@@ -218,6 +230,18 @@ def test_success_against_noise_is_drawn_from_the_results_files(
     assert lines[1] == "a,0.0,train,sampled,reach,0.5,0.3,0.6,10"
     assert len(lines) == 1 + 2 * 2 * 2 * 2
     assert len(json.loads((tmp_path / "robustness.json").read_text())) == 16
+
+    script.main()  # nothing is run again
+    assert len(commands) == 4
+    again = ["a=a.ckpt", "--out", str(tmp_path), "--levels", "0.1", "--setting", "missing.probability"]
+    monkeypatch.setattr(sys, "argv", ["robustness.py", *again])
+    script.main()  # another setting has files of its own
+    assert len(commands) == 5
+    monkeypatch.setattr(sys, "argv", ["robustness.py", "a=b.ckpt", "--out", str(tmp_path), "--levels", "0.1"])
+    with pytest.raises(SystemExit, match="is of another checkpoint"):
+        script.main()
+    monkeypatch.setattr(sys, "argv", ["robustness.py", "a=none.ckpt", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "a=none.ckpt names no checkpoint" in capsys.readouterr().err
     assert {p.name for p in tmp_path.glob("robustness.p*")} == {"robustness.png", "robustness.pdf"}
-    script.main()
-    assert len(commands) == 4  # nothing again
