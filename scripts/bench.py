@@ -39,8 +39,9 @@ def raw_envpool(benchmark: str = "ML10", each: int = 10, threads: int = 1, steps
     from envpool.mujoco.metaworld.registration import metaworld_task_id
 
     from hmrl.envs.benchmarks import benchmark as find
+    from hmrl.envs.benchmarks import metaworld_name
 
-    names = [f"{family}-v3" for family in find(benchmark).train]
+    names = [metaworld_name(family) for family in find(benchmark).train]
     pools = [
         envpool.make(
             metaworld_task_id(name),
@@ -214,7 +215,7 @@ def apart(name: str, **arguments: Any) -> dict[str, Any]:
 
 
 def start_up() -> float:
-    """Seconds from the command ``hmrl fit`` to the end of its first rollout, when learning begins."""
+    """Seconds that the command ``hmrl fit`` takes for one iteration and the evaluation at the end."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "hmrl", "fit", "--config", "configs/ml10.yaml", "--run_dir", folder]
         command += ["--budget.env_steps", "50000", "--trainer.check_val_every_n_epoch", "1000"]
@@ -228,8 +229,9 @@ def start_up() -> float:
 
 def simulators() -> Rates:
     """Simulators alone, and this package's collection on them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = -(-cores // 10)
+    from hmrl.cores import usable_cores
+
+    threads = -(-len(usable_cores()) // 10)
     return {
         "EnvPool, raw": raw_envpool(threads=threads),
         "collect, k = 1": collecting(k=1),
@@ -321,7 +323,7 @@ def main() -> None:
             print(f"  {name:<50}{ratio['median']:>12.2f} {spread}{wanted}")
     if arguments.only == list(PARTS):
         found["start_up_s"] = median(start_up() for _ in range(arguments.repeats))
-        print(f"  from the command to the end of one iteration, seconds: {found['start_up_s']:.1f}")
+        print(f"  the command with one iteration and its evaluation, seconds: {found['start_up_s']:.1f}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(found, indent=2) + "\n")
     print(f"results: {arguments.out}")

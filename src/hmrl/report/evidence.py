@@ -62,21 +62,20 @@ def forgetting_table(methods: Sequence[Method]) -> str:
     """What was left after a curriculum's last block, a row a method; empty if no run has anything."""
     rows = []
     for method in methods:
-        found = [_read(run.path / "forgetting.json").get("blocks") for run in method.runs]
-        last = [blocks[-1] for blocks in found if blocks]
+        found = (_read(run.path / "forgetting.json").get("blocks") for run in method.runs)
+        curricula = [blocks for blocks in found if blocks]
         numbers = [
             {
-                "blocks": len(blocks),
-                "success": fmean(block["success"]["train"].values()),
-                **{k: fmean(block[k].values()) for k in ("forgetting", "backward_transfer") if block[k]},
+                "success": fmean(blocks[-1]["success"]["train"].values()),
+                **{k: fmean(v.values()) for k in ("forgetting", "backward_transfer") if (v := blocks[-1][k])},
             }
-            for block, blocks in zip(last, filter(None, found), strict=True)
+            for blocks in curricula
         ]
         if numbers:
-            blocks = "–".join(map(str, sorted({int(n["blocks"]) for n in numbers})))
+            lengths = "–".join(map(str, sorted({len(blocks) for blocks in curricula})))
             names = ("success", "backward_transfer", "forgetting")
             cells = [cell(_estimate(numbers, name)) for name in names]
-            rows.append([method.title, str(len(numbers)), blocks, *cells])
+            rows.append([method.title, str(len(numbers)), lengths, *cells])
     header = ["method", "seeds", "blocks", "success", "backward transfer", "forgetting"]
     return markdown(header, rows) if rows else ""
 
