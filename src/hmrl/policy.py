@@ -97,7 +97,8 @@ class HierarchicalPolicy(nn.Module):
         absent = {"task_belief": self.task_encoder is None, "macro_action": self.macro_vae is None}
         if absent.get(acting.permute):
             raise UserError(f"permute is {acting.permute}, but this agent has none: leave that mode out")
-        self.eval()
+        if any(level.training for level in self.children()):  # to ask is cheaper than to switch
+            self.eval()
         state = self.normalize(observation)
         hidden = carry.hidden
         belief = state.new_zeros(len(state), 0)

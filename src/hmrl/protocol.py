@@ -15,7 +15,7 @@ from hmrl.envs import Benchmark
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, metaworld_name
 from hmrl.envs.recorded import RecordedEnvs, make_trial_envs
 from hmrl.evaluation import EvaluationConfig, TrialConfig
-from hmrl.rollout import require_finite, single_thread
+from hmrl.rollout import few_threads, require_finite
 from hmrl.types import Acting, Agent, Carry, FloatArray, Outcomes, Split
 
 _REWARD = OBSERVATION_DIM + ACTION_DIM  # where Meta-World's recurrent observations hold the last reward
@@ -164,7 +164,7 @@ def evaluate_trials(
     )
     agent = choose_agent(config.agent, policy, envs.families, bench.world)
     try:
-        with single_thread():
+        with few_threads():
             success, mean_return, by_family = metalearning_evaluation(
                 TrialAgent(agent, acting, envs.families, device),
                 envs,

@@ -28,10 +28,10 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 @contextmanager
-def single_thread() -> Iterator[None]:
-    """Acting is small work: extra threads would take the simulator's cores and bring nothing."""
+def few_threads() -> Iterator[None]:
+    """Acting is small work: two threads are faster than one, more would only wait for each other."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(min(threads, 2))
     try:
         yield
     finally:
@@ -107,7 +107,7 @@ def collect(
     final_success: list[Tensor] = []
     carry = agent.initial_carry(batch)
     reward = torch.zeros(batch)
-    with single_thread():
+    with few_threads():
         for number in range(episode * episodes, (episode + 1) * episodes):
             elapsed, success_now = 0, np.zeros(batch, dtype=np.bool_)
             raw = envs.reset(number)

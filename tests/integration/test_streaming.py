@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,26 @@ def test_fixed_goals_come_round_in_turn(tmp_path: Path) -> None:
     # Evaluation on training families then means the same goals.
     evaluated = {e.goal for e in run.data.episodes if not e.training and e.family == "reach"}
     assert evaluated == set(goals[:2])
+
+
+def test_the_log_tells_learning_from_collecting(tmp_path: Path) -> None:
+    data, spent, began = toy_data(), [], []
+    module = tiny_module(data)
+    data.on_training_step = lambda: time.sleep(0.01)
+    step = module.training_step
+
+    def timed(*arguments: object) -> None:
+        began.append(time.monotonic())
+        step(*arguments)
+        spent.append(time.monotonic() - began[-1])
+
+    module.training_step = timed
+    run = fit(tmp_path, ITERATIONS * 20 * HORIZON, data=data, module=module)
+    with (run.folder / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["time/learning_seconds"]]
+    learning = [float(row["time/learning_seconds"]) for row in rows]
+    speed = [float(row["time/env_steps_per_second"]) for row in rows]
+    assert len(learning) == ITERATIONS
+    for n in range(1, ITERATIONS):
+        iteration = 20 * HORIZON / speed[n]  # seconds, from one update's end to the next one's
+        assert spent[n] <= learning[n] <= iteration - 0.01 * HORIZON

@@ -15,14 +15,15 @@ from hmrl.callbacks.budget import EnvStepBudget
 class EnvStepsProgressBar(ProgressBar):
     """Environment steps of the budget, steps per second, success in training, and the time left.
 
-    Also logs ``time/env_steps_per_second`` of each iteration, learning and evaluation included.
+    Also logs, of each iteration, ``time/env_steps_per_second``, learning and evaluation included, and
+    ``time/learning_seconds``, of the updates alone.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._bar: Any = None
         self._enabled = True
-        self._since = 0.0
+        self._since = self._learning_since = 0.0
         self._steps = 0
 
     def disable(self) -> None:
@@ -48,6 +49,10 @@ class EnvStepsProgressBar(ProgressBar):
             disable=not self._enabled,
         )
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """The rollout is there; what follows is learning."""
+        self._learning_since = time.monotonic()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -56,6 +61,7 @@ class EnvStepsProgressBar(ProgressBar):
         pl_module.log_dict(
             {
                 "time/env_steps_per_second": (steps - self._steps) / (now - self._since),
+                "time/learning_seconds": now - self._learning_since,
                 "step": pl_module.env_steps.double(),
             },
             on_step=False,
