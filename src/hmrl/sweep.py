@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -161,10 +161,11 @@ class Runner:
     def __init__(self, runs: Sequence[Run], jobs: int, keep: bool) -> None:
         self._runs, self._jobs, self._keep = runs, jobs, keep
         self._stop = threading.Event()
+        self._processes: set[subprocess.Popen[bytes]] = set()
         self.failed: list[str] = []
 
     def __call__(self) -> None:
-        """Run; on Ctrl-C the processes, which get it too, save and end, and no more are started."""
+        """Run; on Ctrl-C or SIGTERM the processes are told to save and end, and no more are started."""
         started = time.monotonic()
         todo = [run for run in self._runs if not run.finished()]
         print(f"{len(self._runs)} runs, {len(self._runs) - len(todo)} finished before", flush=True)
@@ -184,6 +185,9 @@ class Runner:
                         self.failed.append(run.name)
             except KeyboardInterrupt:
                 self._stop.set()
+                for process in tuple(self._processes):
+                    process.terminate()
+                print("stopping when running iterations have ended; the same command continues", flush=True)
                 raise
 
     def _one(self, run: Run) -> bool:
@@ -194,13 +198,23 @@ class Runner:
                     return False
                 command = [sys.executable, "-m", "hmrl", *arguments]
                 print(shlex.join(command), file=log, flush=True)
-                if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
+                if self._run(command, log):
                     return False
         if not self._keep:  # weights and results stay
             for path in Path(checkpoint_dir(run.folder)).glob("*.ckpt"):
                 if not path.name.endswith(".weights.ckpt"):
                     path.unlink()
         return True
+
+    def _run(self, command: Sequence[str], log: IO[str]) -> int:
+        """The exit code of ``command``, which is told to end if the sweep is."""
+        with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
+            self._processes.add(process)
+            if self._stop.is_set():  # between the question whether to start and now
+                process.terminate()
+            code = process.wait()
+        self._processes.discard(process)
+        return code
 
 
 def main(args: Sequence[str]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +50,12 @@ class Commands:
         self.steps: dict[str, int] = {}  # that training gets to, by run
         self.fails: set[str] = set()
         self.cores: set[tuple[int, ...]] = set()  # that commands were bound to
-        monkeypatch.setattr(subprocess, "run", self.run)
+        monkeypatch.setattr(hmrl.sweep.Runner, "_run", lambda runner, command, log: self.run(command))
         monkeypatch.setattr(hmrl.sweep, "report", self.reported.append)
         monkeypatch.setattr(hmrl.sweep, "load", lambda path: json.loads(Path(path).read_text()))
         monkeypatch.setattr(hmrl.sweep, "env_steps_of", lambda content: content["env_steps"])
 
-    def run(self, command: list[str], **options: Any) -> Any:
+    def run(self, command: list[str]) -> int:
         arguments = command[3:]
         self.cores.add(tuple(usable_cores()))
         self.asked.append(arguments)
@@ -67,7 +70,7 @@ class Commands:
         else:
             assert (checkpoints / "last.weights.ckpt").is_file()
             (folder / "test-first_episode.json").write_text("{}")
-        return subprocess.CompletedProcess(command, int(folder.name in self.fails))
+        return int(folder.name in self.fails)
 
     def names(self) -> list[str]:
         return [f"{a[0]} {Path(a[a.index('--run_dir') + 1]).name}" for a in self.asked]
@@ -146,6 +149,43 @@ def test_a_run_that_was_stopped_is_not_tested_but_continued(
     commands.asked.clear()
     main([str(sweep_file), "--out", str(out)])
     assert commands.names() == ["fit flat-seed2", "test flat-seed2"]
+
+
+# In the place of Python: a training that takes for ever, and saves when it is asked to stop.
+_TRAINING = """#!/bin/sh
+trap "touch {folder}/saved.$$; exit 0" TERM
+touch {folder}/started.$$
+while :; do sleep 0.05; done
+"""
+_SWEEP = """
+import sys
+from hmrl.mistakes import one_sentence
+from hmrl.sweep import main
+sys.executable = sys.argv.pop(1)
+with one_sentence():
+    main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_told_to_stop_tells_its_runs(
+    signum: signal.Signals, sweep_file: Path, tmp_path: Path
+) -> None:
+    """Though they do not get the signal themselves, as under a scheduler or ``kill``."""
+    training = tmp_path / "training"
+    training.write_text(_TRAINING.format(folder=tmp_path))
+    training.chmod(0o755)
+    arguments = [str(training), str(sweep_file), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    command = [sys.executable, "-c", _SWEEP, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sweep:
+        while len(list(tmp_path.glob("started.*"))) < 2:
+            assert sweep.poll() is None, sweep.communicate()
+            time.sleep(0.05)
+        sweep.send_signal(signum)
+        said, error = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130, error
+    assert "the same command continues" in said
+    assert len(list(tmp_path.glob("started.*"))) == len(list(tmp_path.glob("saved.*"))) == 2
 
 
 def test_a_failure_does_not_stop_the_others(sweep_file: Path, commands: Commands, tmp_path: Path) -> None:
