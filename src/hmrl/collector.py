@@ -45,11 +45,11 @@ class Collector:
     def _current_envs(self) -> TaskEnvs:
         """Those of the curriculum's block: others are closed where it begins."""
         data, schedule = self._data, self._data.schedule
-        families, some = data.families, {}
+        families, options = data.families, {"goal_visible": data.goals_shown}
         if schedule:
             done = int(data.module.env_steps)
             families = schedule.blocks[schedule.number(done)]
-            some = {"families": families}
+            options["families"] = families
             if self._envs is not None and set(self._envs.families) != set(families):
                 self.close()
             if data.curriculum.clear_replay and schedule.begins(done):
@@ -58,7 +58,7 @@ class Collector:
             goals = Goals("train", data.seed, data.goals_per_family, self._stream, data.episodes_per_trial)
             each = len(data.families) * data.envs_per_family // len(families)
             self._envs = data.perturbed_envs(
-                data.backend, goals, each, data.perturbation, self._stream, **some
+                data.backend, goals, each, data.perturbation, self._stream, **options
             )
         return self._envs
 

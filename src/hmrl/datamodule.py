@@ -38,6 +38,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         backend: envpool, metaworld, or metaworld_async (a process an environment); gridworld for its own.
         envs_per_family: training environments a family, over all ranks.
         goals_per_family: fixed training goals a family, or None for a fresh goal every episode.
+        goals_shown: the agent sees the goals, in training and evaluation: an upper bound, not a method.
         horizon: simulator steps of an episode.
         episodes_per_trial: of training: episodes in a row on one goal, with memory kept from one to the next.
         replay_trajectories: trials the replay remembers, over all ranks.
@@ -59,6 +60,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         backend: Backend = "envpool",
         envs_per_family: int = 10,
         goals_per_family: int | None = None,
+        goals_shown: bool = False,
         horizon: int = HORIZON,
         episodes_per_trial: int = 1,
         replay_trajectories: int = 1000,
@@ -98,6 +100,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         self.backend: Backend = backend
         self._ego_indices = self.benchmark.world.decoded(ego_state)
         self.envs_per_family, self.goals_per_family = envs_per_family, goals_per_family
+        self.goals_shown = goals_shown
         self.horizon, self.episodes_per_trial, self.seed = horizon, episodes_per_trial, seed
         self.perturbation = as_config(Perturbation, perturbation)
         self.perturbation.check("data.perturbation")
@@ -114,6 +117,11 @@ class MetaWorldDataModule(pl.LightningDataModule):
             getattr(self, name).check(
                 f"data.{name}", self.benchmark, backend, goals_per_family, self.perturbation
             )
+            if goals_shown and getattr(self, name).protocol == "meta_world":
+                raise UserError(
+                    f"data.goals_shown is true, but data.{name}.protocol is meta_world, which hides goals: "
+                    "use first_episode or paper"
+                )
         names = ("perturbation", "validation", "test", "trials")
         configs = {name: asdict(getattr(self, name)) for name in names}
         arguments |= {"modes": {k: asdict(v) for k, v in self.modes.items()}, **configs}

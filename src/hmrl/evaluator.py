@@ -50,7 +50,8 @@ class Evaluator:
             (mode, acting), episode = self._modes[i // rounds], i % rounds
             with together():
                 if not envs:
-                    backend, visible = config.backend or data.backend, config.agent == "expert"
+                    backend = config.backend or data.backend
+                    visible = data.goals_shown or config.agent == "expert"
                     perturbation = config.perturbation_within(data.perturbation)
                     made = backend, goals, stride, perturbation, self._stream
                     age = int(data.module.iteration) * data.episodes_per_trial

@@ -13,10 +13,12 @@ import pytorch_lightning as pl
 import torch
 
 from hmrl.callbacks import SuccessRate
+from hmrl.datamodule import MetaWorldDataModule
 from hmrl.evaluation import EvaluationConfig
+from hmrl.results import describe_protocol
 from hmrl.trainer import BEST_DEFAULTS, make_trainer
 from hmrl.types import Acting
-from integration.runs import Run, assert_same, fit_iterations, learning_state, snapshot
+from integration.runs import Run, assert_same, fit, fit_iterations, learning_state, snapshot
 from integration.toy import STEPS, Episode, toy_data
 
 MODES = ("sampled", "mean_action")
@@ -224,3 +226,25 @@ def test_results_file_holds_the_logged_numbers(trained: Run, tmp_path: Path) -> 
 def test_validation_writes_no_results_file(trained: Run, tmp_path: Path) -> None:
     evaluate(trained, "validate", toy_data(), tmp_path)
     assert not (tmp_path / "test-first_episode.json").exists()
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_goals_are_hidden_unless_they_are_shown_and_then_results_say_so(shown: bool, tmp_path: Path) -> None:
+    """In training and in evaluation, whoever is evaluated but the experts."""
+    data = MetaWorldDataModule(
+        "GridWorld",
+        backend="gridworld",
+        horizon=3,
+        envs_per_family=4,
+        goals_shown=shown,
+        validation=EvaluationConfig(2, 2),
+        test=EvaluationConfig(2, 2),
+    )
+    run = fit(tmp_path, 2 * 20 * 3, data=data)
+    run.trainer.test(run.module, datamodule=data, verbose=False)
+    assert len(run.recorder.rollouts) == 2
+    assert {rollout.split for rollout in run.recorder.evaluated} == {"train", "test"}
+    for rollout in (*run.recorder.rollouts, *run.recorder.evaluated):
+        assert (rollout.observation[..., 8:] != 0).any(-1).all() == shown
+        assert (rollout.observation[..., 8:] != 0).any() == shown
+    assert describe_protocol(data).get("goals_shown", False) is shown
