@@ -114,7 +114,7 @@ class TaskEncoderConfig:
     categorical: Categorical = "information"
     occupancy_coef: float = 0.0
     occupancy: Occupancy = "exp"
-    updates: int = 20
+    updates: int = 5
     trajectories: int = 10
     lr: float = 7e-4
     weight_decay: float = 0.01
@@ -179,7 +179,7 @@ class MacroVAEConfig:
     kl_coef: float = 1.0
     prior: Prior = "policy"
     free_bits: float = 0.0
-    updates: int = 10
+    updates: int = 5
     trajectories: int = 20
     lr: float = 7e-4
     weight_decay: float = 0.01
@@ -260,7 +260,7 @@ class PPOConfig:
     gamma: float = 0.985
     gae_lambda: float = 0.95
     clip: float = 0.2
-    epochs: int = 10
+    epochs: int = 6
     minibatches: int = 20
     entropy_coef: float = 0.002
     target_kl: float | None = None

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 import hmrl.report
-from hmrl.report import figures
+from hmrl.report import figures, summary
 from hmrl.report.command import main
 from hmrl.report.methods import group
 from hmrl.report.runs import read_run
@@ -272,7 +272,7 @@ def test_runs_that_agree_are_without_warning(runs: list[str], tmp_path: Path) ->
 def test_every_figure_is_there_in_every_format(runs: list[str], tmp_path: Path) -> None:
     text = report(runs, tmp_path / "out")
     embedded = re.findall(r"!\[[^]]*\]\((figures/.*?)\)", text)
-    names = ["success-first_episode", "learning", "families", "diagnostics"]
+    names = ["success-first_episode-mean", "success-first_episode", "learning", "families", "diagnostics"]
     assert embedded == [f"figures/{name}.png" for name in names]
     for name in names:
         assert (tmp_path / f"out/figures/{name}.png").read_bytes().startswith(PNG)
@@ -360,6 +360,55 @@ def test_bars_stand_beside_each_other(runs: list[str]) -> None:
     assert ends[0][0] == pytest.approx(-0.4)
     assert ends[2][1] == pytest.approx(0.4)
     assert [left for left, _ in ends[1:]] == pytest.approx([right for _, right in ends[:-1]])
+
+
+def test_an_untrained_decoder_does_not_flatten_its_panel(tmp_path: Path) -> None:
+    run = write_seed(tmp_path / "m-seed1", 1)
+    error = {1.0: 5000.0, 2.0: 0.9}
+    write_metrics(run, {"vae/decoder_error": error, "encoder/family_information": error})
+    figure = figures.diagnostics(group([read_run(str(run), "sampled")]))
+    assert figure is not None
+    tops = {axis.get_ylabel(): axis.get_ylim()[1] for axis in figure.axes}
+    assert tops["relative to predicting no motion"] == 2
+    assert tops["nats"] > 5000
+
+
+def test_means_are_a_row_a_method(runs: list[str]) -> None:
+    methods = group(read_run(run, "sampled") for run in runs)
+    means = figures.success_means(methods, "first_episode")
+    assert [axis.get_title() for axis in means.axes] == ["train families", "test families"]
+    expected = {
+        method.label: summary.success(method.results("first_episode"), "test", "mean")
+        for method in methods
+        if not method.role
+    }
+    axis = means.axes[1]
+    assert [text.get_text() for text in means.axes[0].get_yticklabels()] == list(expected)
+    dots = {
+        int(y): x
+        for line in axis.get_lines()
+        for x, y in [line.get_xydata()[0]]
+        if len(line.get_xdata()) == 1
+    }
+    bars = {int(y): (x, right) for path in axis.collections for (x, y), (right, _) in path.get_segments()}
+    for row, found in enumerate(expected.values()):
+        assert found is not None
+        assert dots[row] == pytest.approx(found.value)
+        assert bars[row] == pytest.approx((found.low, found.high))
+    assert set(legend(means)) == {"script (ceiling)", "chance (floor)"}
+
+
+@pytest.mark.parametrize(("count", "above"), [(4, False), (5, True)])
+def test_bars_of_many_methods_stand_above_each_other(count: int, above: bool, tmp_path: Path) -> None:
+    for i in range(count):
+        write_result(write_seed(tmp_path / f"m{i}-seed1", 1), result(rates(0.1, 0.2, 0.3)))
+    methods = group(read_run(str(tmp_path / f"m{i}-seed1"), "sampled") for i in range(count))
+    figure = figures.success_bars(methods, "first_episode")
+    train, test = (axis.get_subplotspec() for axis in figure.axes)
+    assert train is not None
+    assert test is not None
+    assert (train.rowspan != test.rowspan) == above
+    assert (train.colspan != test.colspan) == (not above)
 
 
 def legend(figure: Figure) -> dict[str, tuple[float, float, float]]:

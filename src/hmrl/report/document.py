@@ -72,6 +72,7 @@ class Document:
 
     def success(self, protocol: str) -> str:
         """Results of one protocol: over families, per family, and of pairs of methods."""
+        means = figures.success_means(self.methods, protocol)
         bars = figures.success_bars(self.methods, protocol)
         name = f"success-{_file_name(protocol)}"
         parts = [
@@ -79,6 +80,7 @@ class Document:
             f"{protocol_text(self.methods, protocol)}.\n",
             tables.success_table(self.methods, protocol),
             f"{tables.INTERVALS} {tables.IQM}\n",
+            self.figure(means, f"{name}-mean", "Mean over families. Intervals as in the table."),
             f"### Per family, {protocol}\n",
             tables.family_table(self.methods, protocol),
             f"{tables.INTERVALS}\n",

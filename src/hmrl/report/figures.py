@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _PALETTE = "petroff10"  # told apart with any colour vision (Petroff, 2021)
 _LARGE_PALETTE = "tab20"  # where that is too small
+_RELATIVE = "relative to predicting no motion"
+_MANY = 4  # bars side by side
 _SPARSE = 30  # so few points are marked
 _MARKS: dict[str, Literal["--", ":"]] = {"ceiling": "--", "floor": ":"}
 
@@ -46,7 +48,7 @@ _DIAGNOSTICS = (
     Panel("agreement of action and macro-action", "share of same signs", ("vae/agreement",)),
     Panel(
         "decoder error (dashed: without z)",
-        "relative to predicting no motion",
+        _RELATIVE,
         ("vae/decoder_error", "vae/decoder_error_without_z"),
         rate=False,
     ),
@@ -57,8 +59,8 @@ _LATENTS = {
     "probe": "balanced accuracy",
     "agreement": "share of same signs",
     "correlation": "correlation",
-    "decoder_error": "relative to predicting no motion",
-    "decoder_error_without_z": "relative to predicting no motion",
+    "decoder_error": _RELATIVE,
+    "decoder_error_without_z": _RELATIVE,
 }
 
 
@@ -149,6 +151,8 @@ def _grid(panels: Sequence[Panel], methods: Sequence[Method], columns: int) -> F
         axis.set_xlabel("environment steps, millions", fontsize=8)
         if panel.rate:
             axis.set_ylim(-0.03, 1.03)
+        elif panel.unit == _RELATIVE:  # an untrained decoder's thousands would flatten all that follows
+            axis.set_ylim(top=min(axis.get_ylim()[1], 2.0))
         _plain(axis)
     right = max(axis.get_xlim()[1] for axis in axes[: len(panels)])
     for axis in axes[: len(panels)]:
@@ -179,11 +183,14 @@ def success_bars(methods: Sequence[Method], protocol: str) -> Figure:
     groups = {split: (*families, "mean") for split in SPLITS if (families := families_of(methods, split))}
     bars = [method for method, _ in columns if not method.role]
     width = 0.8 / max(1, len(bars))
-    count = sum(map(len, groups.values()))
-    figure = Figure(figsize=(1.5 + count * max(0.5, 0.22 * len(bars)), 3.8), layout="constrained")
-    axes = figure.subplots(
-        1, len(groups), sharey=True, squeeze=False, width_ratios=list(map(len, groups.values()))
-    )
+    counts = list(map(len, groups.values()))
+    if len(bars) > _MANY:  # above each other, so that names can be read
+        shape, size = (len(groups), 1), (1.5 + max(counts) * 0.11 * len(bars), 3.5 * len(groups))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(*shape, squeeze=False)
+    else:
+        figure = Figure(figsize=(1.5 + sum(counts) * max(0.5, 0.22 * len(bars)), 3.8), layout="constrained")
+        axes = figure.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=counts)
     colour = colours(methods)
     for axis, (split, names) in zip(axes.flat, groups.items(), strict=True):
         for method, results in columns:
@@ -203,8 +210,41 @@ def success_bars(methods: Sequence[Method], protocol: str) -> Figure:
         axis.set_xlim(-0.6, len(names) - 0.4)
         axis.set_ylim(0, 1.03)
         _plain(axis)
-    axes[0, 0].set_ylabel("success rate", fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("success rate", fontsize=8)
     _legend(figure, [method for method, _ in columns], colour)
+    return figure
+
+
+def success_means(methods: Sequence[Method], protocol: str) -> Figure:
+    """The mean over families, a row a method, train and test families apart; ceiling and floor as lines."""
+    from matplotlib.figure import Figure
+
+    columns = tested(methods, protocol)
+    rows = [(method, results) for method, results in columns if not method.role]
+    splits = [split for split in SPLITS if families_of(methods, split)]
+    size = (2 + 3 * len(splits), 1.4 + 0.3 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(splits), sharey=True, squeeze=False)
+    colour = colours(methods)
+    for axis, split in zip(axes.flat, splits, strict=True):
+        for row, (method, results) in enumerate(rows):
+            if (found := success(results, split, "mean")) is None:
+                continue
+            if found.low is not None and found.high is not None:
+                axis.hlines(row, found.low, found.high, colour[method.label], linewidth=2.5)
+            axis.plot(found.value, row, "o", color=colour[method.label])
+        for method, results in columns:
+            if method.role and (found := success(results, split, "mean")):
+                axis.axvline(found.value, color="black", linestyle=_MARKS[method.role], linewidth=1)
+        axis.set_yticks(range(len(rows)), [method.label for method, _ in rows])
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_xlim(-0.02, 1.02)
+        axis.set_xlabel("success rate", fontsize=8)
+        axis.set_title(f"{split} families", fontsize=9)
+        _plain(axis)
+        axis.grid(axis="x", alpha=0.3)
+    _legend(figure, [method for method, _ in columns if method.role], colour)
     return figure
 
 
@@ -233,6 +273,8 @@ def _legend(figure: Figure, methods: Sequence[Method], colour: Mapping[str, Any]
         else Line2D([], [], color=colour[method.label], linewidth=4, label=method.label)
         for method in methods
     ]
+    if not handles:
+        return
     figure.legend(
         handles=handles, loc="outside upper center", ncols=min(5, len(handles)), fontsize=9, frameon=False
     )
