@@ -1,6 +1,6 @@
 """How fast is it? Ratios, each measured within one run; medians over repeats, also as JSON.
 
-python scripts/bench.py                                  # everything, about 15 minutes on two cores
+python scripts/bench.py                                  # everything, about half an hour on two cores
 python scripts/bench.py --only simulators updates        # parts of it
 """
 
@@ -159,6 +159,7 @@ def training(k: int = 2, benchmark: str = "ML10", each: int = 10, iterations: in
         )
         trainer.fit(model, data)
     parts = {name: sum(seconds[1:]) / iterations for name, seconds in watch.seconds.items()}
+    parts["collecting"] = parts.pop("draw")
     begun = watch.begun["draw"]
     assert len(begun) == iterations + 1
     # From the second collection to the last: everything between is counted, logging and saving included.
