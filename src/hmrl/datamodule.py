@@ -206,6 +206,10 @@ class MetaWorldDataModule(pl.LightningDataModule):
             world_size=world_size,
         )
 
+    def shows_goals_to(self, agent: str) -> bool:
+        """Whether ``agent``, as ``test.agent`` names it, sees goals in evaluations and videos."""
+        return self.goals_shown or agent == "expert"
+
     def perturbed_envs(
         self,
         backend: Backend,

@@ -51,7 +51,7 @@ class Evaluator:
             with together():
                 if not envs:
                     backend = config.backend or data.backend
-                    visible = data.goals_shown or config.agent == "expert"
+                    visible = data.shows_goals_to(config.agent)
                     perturbation = config.perturbation_within(data.perturbation)
                     made = backend, goals, stride, perturbation, self._stream
                     age = int(data.module.iteration) * data.episodes_per_trial

@@ -84,12 +84,43 @@ def test_the_picture_moves_with_the_robot_which_does_not_notice() -> None:
     assert (np.abs(first - last).max(-1) > 60).mean() > 0.01
 
 
-def evaluated(agent: str, horizon: int) -> tuple[Any, Any]:
+def evaluated(agent: str, horizon: int, **options: Any) -> tuple[Any, Any]:
     """What the callback is given after an evaluation of ``agent``."""
     test = EvaluationConfig(50, 5, "metaworld", agent=agent)  # type: ignore[arg-type]
-    data = MetaWorldDataModule("custom", BENCH.train, BENCH.test, test=test, horizon=horizon, seed=3)
+    data = MetaWorldDataModule(
+        "custom", BENCH.train, BENCH.test, test=test, horizon=horizon, seed=3, **options
+    )
     module = SimpleNamespace(policy=None, device=torch.device("cpu"), iteration=torch.tensor(0))
     return SimpleNamespace(is_global_zero=True, datamodule=data, progress_bar_callback=None), module
+
+
+@pytest.mark.parametrize(
+    ("agent", "goals_shown", "seen"),
+    [("random", False, False), ("random", True, True), ("expert", False, True)],
+)
+def test_films_show_goals_to_whom_evaluations_show_them(
+    agent: str, goals_shown: bool, seen: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trainer, module = evaluated(agent, 2, goals_shown=goals_shown)
+    module.policy = SimpleNamespace(decision_interval=1)
+    filmed: list[Any] = []
+
+    class Blind:
+        def __init__(self, simulator: Any) -> None:
+            pass
+
+        def __call__(self) -> np.ndarray:
+            return np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("hmrl.callbacks.video.Camera", Blind)
+    monkeypatch.setattr("hmrl.callbacks.video.film", lambda pictures, rollout, k: filmed.append(rollout))
+    monkeypatch.setattr("hmrl.callbacks.video.write", lambda *_: None)
+    Video(str(tmp_path), record=True, families=["reach"], every=2).on_test_end(trainer, module)
+    (rollout,) = filmed
+    assert (rollout.observation[..., 36:39] != 0).any().item() is seen
 
 
 def test_the_first_test_goal_of_each_family_is_filmed(

@@ -92,7 +92,7 @@ class Video(pl.Callback):
         agent = choose_agent(data.test.agent, pl_module.policy, [family], data.benchmark.world)
         # One goal a family is the first one, which every evaluation on this simulator has.
         goals = Goals(split, data.seed, 1, _STREAM)
-        visible = data.test.agent == "expert"
+        visible = data.shows_goals_to(data.test.agent)
         envs = MetaWorldEnvs(data.benchmark, [family], goals, [0], 1, data.horizon, visible)
         with closing(envs), closing(Camera(envs.simulators[0])) as camera:
             perturbation = data.test.perturbation_within(data.perturbation)

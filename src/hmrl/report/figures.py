@@ -185,9 +185,9 @@ def success_bars(methods: Sequence[Method], protocol: str) -> Figure:
     width = 0.8 / max(1, len(bars))
     counts = list(map(len, groups.values()))
     if len(bars) > _MANY:  # above each other, so that names can be read
-        shape, size = (len(groups), 1), (1.5 + max(counts) * 0.11 * len(bars), 3.5 * len(groups))
+        size = (1.5 + max(counts) * 0.11 * len(bars), 3.5 * len(groups))
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(*shape, squeeze=False)
+        axes = figure.subplots(len(groups), 1, squeeze=False)
     else:
         figure = Figure(figsize=(1.5 + sum(counts) * max(0.5, 0.22 * len(bars)), 3.8), layout="constrained")
         axes = figure.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=counts)
