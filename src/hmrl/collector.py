@@ -45,7 +45,7 @@ class Collector:
     def _current_envs(self) -> TaskEnvs:
         """Those of the curriculum's block: others are closed where it begins."""
         data, schedule = self._data, self._data.schedule
-        families, options = data.families, {"goal_visible": data.goals_shown}
+        families, options = data.families, data.shown_to("policy")
         if schedule:
             done = int(data.module.env_steps)
             families = schedule.blocks[schedule.number(done)]
@@ -57,9 +57,7 @@ class Collector:
         if self._envs is None:
             goals = Goals("train", data.seed, data.goals_per_family, self._stream, data.episodes_per_trial)
             each = len(data.families) * data.envs_per_family // len(families)
-            self._envs = data.perturbed_envs(
-                data.backend, goals, each, data.perturbation, self._stream, **options
-            )
+            self._envs = data.seen_envs(data.backend, goals, each, data.perturbation, self._stream, **options)
         return self._envs
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ _BEFORE = {"macro_interval": 1, "belief": "categorical"}
 # Settings that decide what the command line does not set itself.
 _SET_BY = {
     "families": " (by data.benchmark)",
-    "observation_dim": " (by data.benchmark and data.perturbation.missing.told)",
+    "observation_dim": " (by data.benchmark, data.perturbation.missing.told and data.families_shown)",
     "action_dim": " (by data.benchmark)",
     "ego_indices": " (by data.benchmark and data.ego_state)",
 }

@@ -16,6 +16,7 @@ from hmrl.distributed import gather, rank_and_world_size, share_of
 from hmrl.envs import Backend, benchmark, make_envs
 from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals
 from hmrl.envs.perturb import Perturbation, PerturbedEnvs, sensors_of
+from hmrl.envs.shown import ShownFamilies
 from hmrl.evaluation import EvaluationConfig, TrialConfig, default_modes
 from hmrl.evaluator import Evaluator
 from hmrl.memory import keep_heaps_small
@@ -38,7 +39,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         backend: envpool, metaworld, or metaworld_async (a process an environment); gridworld for its own.
         envs_per_family: training environments a family, over all ranks.
         goals_per_family: fixed training goals a family, or None for a fresh goal every episode.
-        goals_shown: the agent sees the goals, in training and evaluation: an upper bound, not a method.
+        goals_shown, families_shown: the agent sees the goal, or which training family it is: upper bounds.
         horizon: simulator steps of an episode.
         episodes_per_trial: of training: episodes in a row on one goal, with memory kept from one to the next.
         replay_trajectories: trials the replay remembers, over all ranks.
@@ -61,6 +62,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         envs_per_family: int = 10,
         goals_per_family: int | None = None,
         goals_shown: bool = False,
+        families_shown: bool = False,
         horizon: int = HORIZON,
         episodes_per_trial: int = 1,
         replay_trajectories: int = 1000,
@@ -81,18 +83,12 @@ class MetaWorldDataModule(pl.LightningDataModule):
                 raise UserError(f"data.{name} is {arguments[name]}: use 1 or more")
         self.benchmark = _benchmark(benchmark, train_families, test_families)
         self.benchmark.check_backend("data.backend", backend)
-        longest = self.benchmark.world.horizon
-        if not 1 <= horizon <= longest:
-            raise UserError(f"data.horizon is {horizon}: use 1 to {longest}, the length of an episode")
+        self.benchmark.check_horizon("data.horizon", horizon)
         if goals_per_family is not None and goals_per_family < 1:
             raise UserError(
                 f"data.goals_per_family is {goals_per_family}: use 1 or more, or null for fresh goals"
             )
-        if (fixed := self.benchmark.fixed_goals(backend)) and (goals_per_family or 0) > fixed:
-            raise UserError(
-                f"data.goals_per_family is {goals_per_family}, but Meta-World has {fixed} goals a "
-                "family: use no more, or the envpool backend"
-            )
+        self.benchmark.check_goals("data.goals_per_family", goals_per_family or 1, backend)
         if modes is not None and not modes:
             raise UserError("data.modes is {}: name one or more ways of acting, or null for the usual two")
         if seed < 0:
@@ -100,7 +96,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         self.backend: Backend = backend
         self._ego_indices = self.benchmark.world.decoded(ego_state)
         self.envs_per_family, self.goals_per_family = envs_per_family, goals_per_family
-        self.goals_shown = goals_shown
+        self.goals_shown, self.families_shown = goals_shown, families_shown
         self.horizon, self.episodes_per_trial, self.seed = horizon, episodes_per_trial, seed
         self.perturbation = as_config(Perturbation, perturbation)
         self.perturbation.check("data.perturbation")
@@ -114,14 +110,10 @@ class MetaWorldDataModule(pl.LightningDataModule):
         self.trials = as_config(TrialConfig, trials)
         self.modes = {k: as_config(Acting, v) for k, v in (modes or default_modes()).items()}
         for name in ("validation", "test"):
+            shown = [key for key in ("goals_shown", "families_shown") if arguments[key]]
             getattr(self, name).check(
-                f"data.{name}", self.benchmark, backend, goals_per_family, self.perturbation
+                f"data.{name}", self.benchmark, backend, goals_per_family, self.perturbation, shown
             )
-            if goals_shown and getattr(self, name).protocol == "meta_world":
-                raise UserError(
-                    f"data.goals_shown is true, but data.{name}.protocol is meta_world, which hides goals: "
-                    "use first_episode or paper"
-                )
         names = ("perturbation", "validation", "test", "trials")
         configs = {name: asdict(getattr(self, name)) for name in names}
         arguments |= {"modes": {k: asdict(v) for k, v in self.modes.items()}, **configs}
@@ -139,8 +131,10 @@ class MetaWorldDataModule(pl.LightningDataModule):
 
     @property
     def observation_dim(self) -> int:
-        """S, with what perturbations append."""
-        return self.benchmark.world.observation_dim + self.perturbation.missing.mask_width(self.sensors)
+        """S, with what perturbations and ``families_shown`` append."""
+        appended = self.perturbation.missing.mask_width(self.sensors)
+        appended += len(self.families) if self.families_shown else 0
+        return self.benchmark.world.observation_dim + appended
 
     @property
     def action_dim(self) -> int:
@@ -206,11 +200,14 @@ class MetaWorldDataModule(pl.LightningDataModule):
             world_size=world_size,
         )
 
-    def shows_goals_to(self, agent: str) -> bool:
-        """Whether ``agent``, as ``test.agent`` names it, sees goals in evaluations and videos."""
-        return self.goals_shown or agent == "expert"
+    def shown_to(self, agent: str) -> dict[str, bool]:
+        """What ``agent``, as ``test.agent`` names it, sees beyond an observation; as of :meth:`seen_envs`."""
+        return {
+            "goal_visible": self.goals_shown or agent == "expert",
+            "family_visible": self.families_shown and agent == "policy",
+        }
 
-    def perturbed_envs(
+    def seen_envs(
         self,
         backend: Backend,
         goals: Goals,
@@ -219,16 +216,20 @@ class MetaWorldDataModule(pl.LightningDataModule):
         stream: int,
         *,
         age: int | None = None,
+        family_visible: bool = False,
         **options: Any,
     ) -> TaskEnvs:
-        """:meth:`make_envs` behind ``perturbation``; further arguments as of :class:`PerturbedEnvs`."""
+        """:meth:`make_envs` as agents see them, behind ``perturbation``, if need be with their family.
+
+        Further arguments are those of :class:`PerturbedEnvs` and, ``options``, of :meth:`make_envs`.
+        """
         envs = self.make_envs(backend, goals, envs_per_family, **options)
-        if perturbation == Perturbation():
-            return envs
-        rank, world_size = rank_and_world_size()
-        key = (self.seed, stream, int(goals.split == "test"))
-        first_slot = rank * (envs_per_family // world_size)
-        return PerturbedEnvs(envs, perturbation, self.sensors, key, first_slot, envs_per_family, age)
+        if perturbation != Perturbation():
+            rank, world_size = rank_and_world_size()
+            key = (self.seed, stream, int(goals.split == "test"))
+            first_slot = rank * (envs_per_family // world_size)
+            envs = PerturbedEnvs(envs, perturbation, self.sensors, key, first_slot, envs_per_family, age)
+        return ShownFamilies(envs, self.families) if family_visible else envs
 
     # --- streams ---------------------------------------------------------------------------------
 

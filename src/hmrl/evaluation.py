@@ -58,6 +58,7 @@ class EvaluationConfig:
         backend: Backend,
         goals_per_family: int | None,
         perturbation: Perturbation,
+        shown: Sequence[str] = (),
     ) -> None:
         """Refuse what could not be evaluated.
 
@@ -65,6 +66,7 @@ class EvaluationConfig:
             key: where these settings stand, as "data.test".
             bench: whose families.
             backend, goals_per_family, perturbation: of training.
+            shown: which of ``goals_shown`` and ``families_shown`` are set.
 
         Raises:
             UserError: naming the setting.
@@ -85,17 +87,18 @@ class EvaluationConfig:
                 f"{key}.protocol is meta_world, but {key}.backend is envpool: Meta-World's evaluation needs "
                 "its own simulator, metaworld or metaworld_async"
             )
+        if self.protocol == "meta_world" and shown:
+            raise UserError(
+                f"data.{shown[0]} is true, but {key}.protocol is meta_world, which shows agents neither "
+                "goals nor families: use first_episode or paper"
+            )
         if self.goals < 1 or self.envs_per_family < 1 or self.goals % self.envs_per_family:
             raise UserError(
                 f"{key}.goals is {self.goals} and {key}.envs_per_family is {self.envs_per_family}: "
                 "use 1 or more, and goals that divide over them, so that every goal counts once"
             )
-        fixed = bench.fixed_goals(own)
-        if self.protocol == "first_episode" and fixed and self.goals > fixed:
-            raise UserError(
-                f"{key}.goals is {self.goals}, but Meta-World has {fixed} goals a family: "
-                "use no more, or the envpool backend"
-            )
+        if self.protocol == "first_episode":
+            bench.check_goals(f"{key}.goals", self.goals, own)
         if (
             self.protocol == "paper"
             and goals_per_family == 1

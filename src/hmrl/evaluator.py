@@ -51,11 +51,10 @@ class Evaluator:
             with together():
                 if not envs:
                     backend = config.backend or data.backend
-                    visible = data.shows_goals_to(config.agent)
                     perturbation = config.perturbation_within(data.perturbation)
                     made = backend, goals, stride, perturbation, self._stream
                     age = int(data.module.iteration) * data.episodes_per_trial
-                    envs.append(data.perturbed_envs(*made, age=age, goal_visible=visible))
+                    envs.append(data.seen_envs(*made, age=age, **data.shown_to(config.agent)))
                 world = data.benchmark.world
                 agent = choose_agent(config.agent, data.module.policy, envs[0].families, world)
                 rollout: Rollout = data.collect(

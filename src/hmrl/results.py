@@ -7,10 +7,10 @@ Schema 1, JSON, one file a run and protocol:
 - ``env_steps``: of training, simulator steps over all environments.
 - ``protocol``: ``name`` and what it was run with: ``backend``, ``goals_per_family`` (different goals),
   ``episodes_per_family`` (scored, a mode), ``training_goals`` (true), if train families are tested on goals
-  that training, as configured, had too, and ``goals_shown`` (true), if agents see the goals; for meta_world
-  Meta-World's own parameters, and ``goals_per_family`` by split; ``perturbation``, if there was one: returns
-  are then those that the agent saw; and ``age``, episodes of training that the world has gone through, if
-  it changes over training.
+  that training, as configured, had too, and ``goals_shown`` and ``families_shown`` (true), if agents see
+  them; for meta_world Meta-World's own parameters, and ``goals_per_family`` by split; ``perturbation``, if
+  there was one: returns are then those that the agent saw; and ``age``, episodes of training that the
+  world has gone through, if it changes over training.
 - ``git``: ``revision`` and whether source or configurations were ``modified``, of what evaluated;
   ``training_git``: of what trained, null if the checkpoint does not say. Null outside a checkout.
 - ``packages`` (versions), ``python``, ``platform``; ``started`` (UTC, ISO 8601) and ``wall_time_s``.
@@ -113,8 +113,7 @@ def describe_protocol(data: Any) -> dict[str, Any]:
         described["perturbation"] = asdict(perturbation)
         if perturbation.over_training():
             described["age"] = int(data.module.iteration) * data.episodes_per_trial
-    if data.goals_shown:
-        described["goals_shown"] = True
+    described |= {key: True for key in ("goals_shown", "families_shown") if getattr(data, key)}
     if config.protocol == "meta_world":
         trials = data.trials
         described |= {name: getattr(trials, name) for name in ("num_evals", "adaptation_episodes")}

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hmrl import video
-from hmrl.agents import ScriptedExpert
+from hmrl.agents import RandomAgent, ScriptedExpert
 from hmrl.callbacks.video import Video
 from hmrl.datamodule import MetaWorldDataModule
 from hmrl.envs import benchmark, make_envs
@@ -94,6 +94,30 @@ def evaluated(agent: str, horizon: int, **options: Any) -> tuple[Any, Any]:
     return SimpleNamespace(is_global_zero=True, datamodule=data, progress_bar_callback=None), module
 
 
+class Blind:
+    """A camera without a renderer."""
+
+    def __init__(self, simulator: Any) -> None:
+        pass
+
+    def __call__(self) -> np.ndarray:
+        return np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
+
+    def close(self) -> None:
+        pass
+
+
+def unfilmed(trainer: Any, module: Any, family: str, monkeypatch: pytest.MonkeyPatch, path: Path) -> Rollout:
+    """The rollout of what would have been filmed."""
+    filmed: list[Rollout] = []
+    monkeypatch.setattr("hmrl.callbacks.video.Camera", Blind)
+    monkeypatch.setattr("hmrl.callbacks.video.film", lambda pictures, rollout, k: filmed.append(rollout))
+    monkeypatch.setattr("hmrl.callbacks.video.write", lambda *_: None)
+    Video(str(path), record=True, families=[family], every=2).on_test_end(trainer, module)
+    (rollout,) = filmed
+    return rollout
+
+
 @pytest.mark.parametrize(
     ("agent", "goals_shown", "seen"),
     [("random", False, False), ("random", True, True), ("expert", False, True)],
@@ -103,24 +127,17 @@ def test_films_show_goals_to_whom_evaluations_show_them(
 ) -> None:
     trainer, module = evaluated(agent, 2, goals_shown=goals_shown)
     module.policy = SimpleNamespace(decision_interval=1)
-    filmed: list[Any] = []
-
-    class Blind:
-        def __init__(self, simulator: Any) -> None:
-            pass
-
-        def __call__(self) -> np.ndarray:
-            return np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr("hmrl.callbacks.video.Camera", Blind)
-    monkeypatch.setattr("hmrl.callbacks.video.film", lambda pictures, rollout, k: filmed.append(rollout))
-    monkeypatch.setattr("hmrl.callbacks.video.write", lambda *_: None)
-    Video(str(tmp_path), record=True, families=["reach"], every=2).on_test_end(trainer, module)
-    (rollout,) = filmed
+    rollout = unfilmed(trainer, module, "reach", monkeypatch, tmp_path)
     assert (rollout.observation[..., 36:39] != 0).any().item() is seen
+
+
+def test_films_tell_the_family_to_whom_evaluations_tell_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trainer, module = evaluated("policy", 2, families_shown=True)
+    module.policy = RandomAgent(1)
+    told = unfilmed(trainer, module, "door-open", monkeypatch, tmp_path).observation[..., 39:]
+    assert torch.equal(told, torch.tensor([0.0, 1.0]).expand_as(told))
 
 
 def test_the_first_test_goal_of_each_family_is_filmed(

@@ -67,6 +67,10 @@ OPTIONS = [
         "--data.goals_shown true --data.test.protocol meta_world --data.test.backend metaworld",
         *("data.goals_shown", "true", "use first_episode or paper"),
     ),
+    (
+        "--data.families_shown true --data.test.protocol meta_world --data.test.backend metaworld",
+        *("data.families_shown", "true", "use first_episode or paper"),
+    ),
     ("--data.ego_state hand", "data.ego_state", "hand", "one of ego, everything, other"),
     ("--data.envs_per_family 0", "data.envs_per_family", "0", "1 or more"),
     ("--data.horizon 0", "data.horizon", "0", "1 to 500"),

@@ -12,8 +12,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from hmrl.agents import AgentName
 from hmrl.callbacks import SuccessRate
 from hmrl.datamodule import MetaWorldDataModule
+from hmrl.envs.perturb import Missing, Perturbation
 from hmrl.evaluation import EvaluationConfig
 from hmrl.results import describe_protocol
 from hmrl.trainer import BEST_DEFAULTS, make_trainer
@@ -221,6 +223,40 @@ def test_results_file_holds_the_logged_numbers(trained: Run, tmp_path: Path) -> 
     assert results["protocol"]["name"] == "first_episode"
     assert results["data"]["horizon"] == 13
     assert results["model"]["decision_interval"] == 2
+
+
+def test_families_are_told_at_the_end_of_what_a_policy_sees_and_of_nothing_else(tmp_path: Path) -> None:
+    """Held-out families are none of those; experts and random agents have no use for it."""
+
+    def data(agent: AgentName, told: bool) -> MetaWorldDataModule:
+        return MetaWorldDataModule(
+            "GridWorld",
+            backend="gridworld",
+            horizon=3,
+            envs_per_family=2,
+            families_shown=told,
+            perturbation=Perturbation(missing=Missing(0.5, told=True)),
+            validation=EvaluationConfig(2, 2, agent=agent),
+            test=EvaluationConfig(2, 2),
+        )
+
+    told = data("policy", True)
+    run = fit(tmp_path, 2 * 10 * 3, data=told)
+    run.trainer.test(run.module, datamodule=told, verbose=False)
+    count = len(told.families)
+    assert told.observation_dim == data("policy", False).observation_dim + count
+    assert describe_protocol(told)["families_shown"] is True
+    assert {rollout.split for rollout in run.recorder.evaluated} == {"train", "test"}
+    for rollout in (*run.recorder.rollouts, *run.recorder.evaluated):
+        shown = rollout.observation[..., -count:]
+        own = torch.nn.functional.one_hot(rollout.family, count).float()
+        expected = own if rollout.split == "train" else torch.zeros_like(own)
+        assert torch.equal(shown, expected.expand_as(shown))
+
+    run.recorder.evaluated.clear()
+    run.trainer.validate(run.module, datamodule=data("expert", True), verbose=False)
+    widths = {rollout.observation.shape[-1] for rollout in run.recorder.evaluated}
+    assert widths == {told.benchmark.world.observation_dim}
 
 
 def test_validation_writes_no_results_file(trained: Run, tmp_path: Path) -> None:

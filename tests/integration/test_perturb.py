@@ -52,8 +52,8 @@ def test_a_resumed_run_is_the_straight_one(tmp_path: Path) -> None:
 def test_off_means_the_bare_environments() -> None:
     data = toy_data()
     goals = Goals("train", 1, None, 0)
-    assert type(data.perturbed_envs("envpool", goals, 2, data.perturbation, 0)) is ToyEnvs
-    assert type(data.perturbed_envs("envpool", goals, 2, NOISE, 0)) is PerturbedEnvs
+    assert type(data.seen_envs("envpool", goals, 2, data.perturbation, 0)) is ToyEnvs
+    assert type(data.seen_envs("envpool", goals, 2, NOISE, 0)) is PerturbedEnvs
     assert data.observation_dim == 39
 
 

@@ -13,6 +13,7 @@ from hmrl.distributed import together
 from hmrl.envs.benchmarks import Goals
 from hmrl.envs.metaworld import MetaWorldEnvs
 from hmrl.envs.perturb import Perturbation, PerturbedEnvs
+from hmrl.envs.shown import ShownFamilies
 from hmrl.rollout import collect, seeded
 from hmrl.types import Rollout, Split, TaskEnvs, UserError
 from hmrl.video import Camera, FilmedEnvs, film, require_film_tools, write
@@ -92,8 +93,8 @@ class Video(pl.Callback):
         agent = choose_agent(data.test.agent, pl_module.policy, [family], data.benchmark.world)
         # One goal a family is the first one, which every evaluation on this simulator has.
         goals = Goals(split, data.seed, 1, _STREAM)
-        visible = data.shows_goals_to(data.test.agent)
-        envs = MetaWorldEnvs(data.benchmark, [family], goals, [0], 1, data.horizon, visible)
+        shown = data.shown_to(data.test.agent)
+        envs = MetaWorldEnvs(data.benchmark, [family], goals, [0], 1, data.horizon, shown["goal_visible"])
         with closing(envs), closing(Camera(envs.simulators[0])) as camera:
             perturbation = data.test.perturbation_within(data.perturbation)
             key = (data.seed, _STREAM, int(split == "test"))
@@ -101,6 +102,8 @@ class Video(pl.Callback):
             seen: TaskEnvs = envs
             if perturbation != Perturbation():
                 seen = PerturbedEnvs(envs, perturbation, data.sensors, key, 0, 1, age)
+            if shown["family_visible"]:
+                seen = ShownFamilies(seen, data.families)
             filmed = FilmedEnvs(seen, camera, self.every)
             with seeded(data.seed, _STREAM, int(split == "test"), families.index(family)):
                 rollout = collect(

@@ -109,6 +109,33 @@ class Benchmark:
                 f"{' or '.join(self.world.backends)}"
             )
 
+    def check_goals(self, key: str, goals: int, backend: Backend) -> None:
+        """Refuse more fixed goals a family than a simulator has.
+
+        Args:
+            key: where it is set, as "data.test.goals".
+
+        Raises:
+            UserError: with their number.
+        """
+        if (fixed := self.fixed_goals(backend)) and goals > fixed:
+            raise UserError(
+                f"{key} is {goals}, but Meta-World has {fixed} goals a family: use no more, or the envpool "
+                "backend"
+            )
+
+    def check_horizon(self, key: str, horizon: int) -> None:
+        """Refuse episodes longer than the world's, or empty ones.
+
+        Args:
+            key: where it is set, as "data.horizon".
+
+        Raises:
+            UserError: with what is allowed.
+        """
+        if not 1 <= horizon <= self.world.horizon:
+            raise UserError(f"{key} is {horizon}: use 1 to {self.world.horizon}, the length of an episode")
+
 
 @dataclass(frozen=True)
 class Goals:

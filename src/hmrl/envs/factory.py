@@ -39,10 +39,7 @@ def make_envs(
             f"use a positive multiple of {world_size}"
         )
     bench.check_backend("backend", backend)
-    if not 1 <= horizon <= bench.world.horizon:
-        raise UserError(
-            f"horizon {horizon} is not in 1..{bench.world.horizon}, the length of an episode of {bench.name}"
-        )
+    bench.check_horizon("horizon", horizon)
     share = envs_per_family // world_size
     slots_of_rank = range(rank * share, (rank + 1) * share)
     chosen = families or bench.families(goals.split)
