@@ -172,7 +172,7 @@ class HmrlCLI(LightningCLI):
             )
         decisions = ceil(data.horizon / interval)
         episodes = len(data.families) * data.envs_per_family // world_size
-        check_rollout(model.ppo, model.vae_config, decisions, episodes)
+        check_rollout(model.ppo, model.vae_config, model.gradients, decisions, episodes)
         if self._saved:
             check_network(self._saved, model, training=True)
             self._saved = None

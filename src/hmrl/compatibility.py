@@ -11,13 +11,16 @@ from hmrl.types import Acting, UserError
 # What gives networks their shape or their inputs a meaning; everything else may change on resume.
 _NETWORK: dict[str, tuple[str, ...]] = {
     "": ("families", "observation_dim", "action_dim", "ego_indices", "decision_interval", "macro_interval"),
-    "task_encoder": ("belief", "categories", "cell", "hidden", "embedding_hidden", "head_hidden"),
+    "task_encoder": (
+        *("belief", "categories", "cell", "hidden", "embedding_hidden", "head_hidden"),
+        *("reward_embedding", "context_reward"),
+    ),
     "macro_vae": ("encoder_hidden", "decoder_hidden"),
     "actor_critic": ("actor_hidden", "critic_hidden", "state_dependent_std"),
 }
 _MIXTURE = ("latent", "decoder_hidden")  # of the task encoder, where its belief is one
 # What was the case before there was a setting for it.
-_BEFORE = {"macro_interval": 1, "belief": "categorical"}
+_BEFORE = {"macro_interval": 1, "belief": "categorical", "reward_embedding": 1, "context_reward": "plain"}
 # Settings that decide what the command line does not set itself.
 _SET_BY = {
     "families": " (by data.benchmark)",
@@ -51,6 +54,11 @@ def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) ->
             continue
         if there.get("belief") == here.get("belief") == "mixture":
             keys += _MIXTURE
+        coefs = [x.get("reward_coef", 0.0) for x in (there, here)]  # with one there is a decoder
+        if all(coefs):
+            keys += ("decoder_hidden",)
+        elif any(coefs):
+            keys += ("reward_coef",)
         for key in keys:
             name = ".".join(filter(None, ("model", section, key)))
             pair = there.get(key, _BEFORE.get(key)), here[key]
@@ -151,9 +159,16 @@ def check_training(
             "model.task_encoder.belief is continuous and has no categories: set "
             "model.task_encoder.categorical_coef and occupancy_coef to 0"
         )
+    if encoder and encoder.belief == "mixture" and encoder.reward_coef:
+        raise UserError(
+            f"model.task_encoder.reward_coef is {encoder.reward_coef}, but a mixture reconstructs rewards by "
+            "itself: use 0, and model.task_encoder.mixture_coef"
+        )
 
 
-def check_rollout(ppo: PPOConfig, vae: MacroVAEConfig | None, decisions: int, episodes: int) -> None:
+def check_rollout(
+    ppo: PPOConfig, vae: MacroVAEConfig | None, gradients: Gradients, decisions: int, episodes: int
+) -> None:
     """Refuse settings that do not fit a rollout of one process.
 
     Args:
@@ -167,6 +182,11 @@ def check_rollout(ppo: PPOConfig, vae: MacroVAEConfig | None, decisions: int, ep
         raise UserError(
             f"model.ppo.minibatches is {ppo.minibatches}, but the rollout of a process has only {count} "
             "decisions: use at most that many"
+        )
+    if gradients == "joint" and episodes < ppo.minibatches:
+        raise UserError(
+            f"model.ppo.minibatches is {ppo.minibatches}, but with model.gradients joint they are of whole "
+            f"trials, of which the rollout of a process has only {episodes}: use at most that many"
         )
     if vae and vae.goal != "sub_task" and vae.n > decisions:
         raise UserError(

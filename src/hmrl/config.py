@@ -5,19 +5,33 @@ Each class is checked when it is built, so that a wrong value is named before an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from hmrl.functional import Categorical, GoalStrategy, Occupancy
 from hmrl.normalizer import RewardScale
-from hmrl.types import UserError
+from hmrl.rules import (
+    ABOVE_0_TO_1,
+    AT_LEAST_1,
+    BOUNDS,
+    FINITE,
+    FROM_0_BELOW_1,
+    FROM_0_TO_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_OR_NULL,
+    THREE_WIDTHS,
+    WIDTHS,
+    one_of,
+    require,
+)
 
 Cell = Literal["gru", "lstm"]
 Belief = Literal["categorical", "continuous", "mixture"]
 Prior = Literal["policy", "standard_normal"]
 Gradients = Literal["isolated", "joint"]
+ContextReward = Literal["log", "plain"]
 Advantage = Literal["family", "batch", "none"]
 C = TypeVar("C")
 
@@ -25,43 +39,6 @@ C = TypeVar("C")
 def as_config(cls: type[C], value: C | Mapping[str, Any]) -> C:
     """``value`` itself, or built from the plain mapping that a checkpoint holds."""
     return cls(**value) if isinstance(value, Mapping) else value
-
-
-class _Rule(NamedTuple):
-    """What a value must be, in words and as a test; comparisons are such that nan fails them."""
-
-    right: str
-    holds: Callable[[Any], bool]
-
-
-_AT_LEAST_1 = _Rule("at least 1", lambda x: 1 <= x < inf)
-_NOT_NEGATIVE = _Rule("0 or more and finite", lambda x: 0 <= x < inf)
-_POSITIVE = _Rule("positive and finite", lambda x: 0 < x < inf)
-_POSITIVE_OR_NULL = _Rule("positive and finite, or null", lambda x: x is None or 0 < x < inf)
-_FINITE = _Rule("finite", lambda x: -inf < x < inf)
-_FROM_0_TO_1 = _Rule("in [0, 1]", lambda x: 0 <= x <= 1)
-_ABOVE_0_TO_1 = _Rule("in (0, 1]", lambda x: 0 < x <= 1)
-_FROM_0_BELOW_1 = _Rule("in [0, 1)", lambda x: 0 <= x < 1)
-_WIDTHS = _Rule("a list of widths of at least 1", lambda x: all(1 <= width < inf for width in x))
-_3_WIDTHS = _Rule("3 widths of at least 1", lambda x: len(x) == 3 and _WIDTHS.holds(x))
-_BOUNDS = _Rule("a lower and an upper bound", lambda x: len(x) == 2 and -inf < x[0] <= x[1] < inf)
-
-
-def _one_of(allowed: Any) -> _Rule:
-    """``allowed`` is a ``Literal``."""
-    return _Rule(f"one of {', '.join(get_args(allowed))}", lambda x: x in get_args(allowed))
-
-
-def _require(config: object, section: str, **rules: _Rule) -> None:
-    """Refuse the first value of ``config`` that does not follow its rule."""
-    for name, rule in rules.items():
-        value = getattr(config, name)
-        try:
-            good = rule.holds(value)
-        except TypeError:  # no number, or no list
-            good = False
-        if not good:
-            raise UserError(f"{section}.{name} is {value!r}, but it must be {rule.right}")
 
 
 @dataclass
@@ -75,12 +52,18 @@ class TaskEncoderConfig:
         cell: recurrent cell.
         hidden: its width.
         embedding_hidden: hidden widths of the state, action and reward embeddings.
+        reward_embedding: width of the reward's embedding (the others are as wide as what they embed).
+        context_reward: how rewards enter the context, before they are standardised: as they are ("plain") or
+            as their signed logarithm ("log").
         head_hidden: hidden widths between the cell and the K logits.
         dropout: there, while the encoder is trained.
         temperature: of the Gumbel-softmax sample.
         value_coef: weight of the value loss.
+        reward_coef: weight of predicting the rewards of other steps of the same trial from the belief; see
+            :func:`hmrl.beliefs.reward_loss`.
+        reward_samples: pairs of a belief and such a step, for each replayed episode.
         latent: width of a mixture's components.
-        decoder_hidden: hidden widths of a mixture's decoders.
+        decoder_hidden: hidden widths of the reward's decoder, or of a mixture's two.
         mixture_coef: weight of a mixture's own loss, the reconstruction of rewards and next states.
         mixture_kl_coef: weight of the KL within it.
         mixture_samples: pairs of a belief and a step to be reconstructed, for each replayed episode.
@@ -89,7 +72,9 @@ class TaskEncoderConfig:
             :func:`hmrl.functional.categorical_regulariser`.
         occupancy_coef: weight of sum_k w_k y_k.
         occupancy: how w_k grows with k.
-        updates: gradient steps an iteration.
+        updates: gradient steps an iteration, at most.
+        target_kl: end them once they have moved the policy by this KL, on average over its decisions (None:
+            never). PPO does not know of the movement, and the actor has to catch up with it.
         trajectories: replayed episodes a step.
         lr: learning rate (AdamW).
         weight_decay: of AdamW.
@@ -101,10 +86,14 @@ class TaskEncoderConfig:
     cell: Cell = "gru"
     hidden: int = 256
     embedding_hidden: tuple[int, int, int] = (64, 32, 16)
+    reward_embedding: int = 1
+    context_reward: ContextReward = "plain"
     head_hidden: tuple[int, ...] = (256,)
     dropout: float = 0.0
     temperature: float = 1.0
     value_coef: float = 1.0
+    reward_coef: float = 0.0
+    reward_samples: int = 50
     latent: int = 5
     decoder_hidden: tuple[int, ...] = (64, 64)
     mixture_coef: float = 1.0
@@ -115,38 +104,44 @@ class TaskEncoderConfig:
     occupancy_coef: float = 0.0
     occupancy: Occupancy = "exp"
     updates: int = 5
+    target_kl: float | None = None
     trajectories: int = 10
     lr: float = 7e-4
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self,
             "model.task_encoder",
-            belief=_one_of(Belief),
-            latent=_AT_LEAST_1,
-            decoder_hidden=_WIDTHS,
-            mixture_coef=_NOT_NEGATIVE,
-            mixture_kl_coef=_NOT_NEGATIVE,
-            mixture_samples=_AT_LEAST_1,
-            categories=_AT_LEAST_1,
-            cell=_one_of(Cell),
-            hidden=_AT_LEAST_1,
-            embedding_hidden=_3_WIDTHS,
-            head_hidden=_WIDTHS,
-            dropout=_FROM_0_BELOW_1,
-            temperature=_POSITIVE,
-            value_coef=_NOT_NEGATIVE,
-            categorical_coef=_FINITE,
-            categorical=_one_of(Categorical),
-            occupancy_coef=_FINITE,
-            occupancy=_one_of(Occupancy),
-            updates=_NOT_NEGATIVE,
-            trajectories=_AT_LEAST_1,
-            lr=_POSITIVE,
-            weight_decay=_NOT_NEGATIVE,
-            max_grad_norm=_POSITIVE,
+            belief=one_of(Belief),
+            latent=AT_LEAST_1,
+            decoder_hidden=WIDTHS,
+            mixture_coef=NOT_NEGATIVE,
+            mixture_kl_coef=NOT_NEGATIVE,
+            mixture_samples=AT_LEAST_1,
+            categories=AT_LEAST_1,
+            cell=one_of(Cell),
+            hidden=AT_LEAST_1,
+            embedding_hidden=THREE_WIDTHS,
+            reward_embedding=AT_LEAST_1,
+            context_reward=one_of(ContextReward),
+            reward_coef=NOT_NEGATIVE,
+            reward_samples=AT_LEAST_1,
+            head_hidden=WIDTHS,
+            dropout=FROM_0_BELOW_1,
+            temperature=POSITIVE,
+            value_coef=NOT_NEGATIVE,
+            categorical_coef=FINITE,
+            categorical=one_of(Categorical),
+            occupancy_coef=FINITE,
+            occupancy=one_of(Occupancy),
+            updates=NOT_NEGATIVE,
+            target_kl=POSITIVE_OR_NULL,
+            trajectories=AT_LEAST_1,
+            lr=POSITIVE,
+            weight_decay=NOT_NEGATIVE,
+            max_grad_norm=POSITIVE,
         )
 
 
@@ -165,7 +160,7 @@ class MacroVAEConfig:
         kl_coef: weight of the KL to the prior.
         prior: what the KL is to: the "policy" (imputation), or a "standard_normal" (a plain VAE).
         free_bits: nats of KL, summed over dimensions, that cost nothing.
-        updates, trajectories, lr, weight_decay, max_grad_norm: as for the task encoder.
+        updates, target_kl, trajectories, lr, weight_decay, max_grad_norm: as for the task encoder.
     """
 
     encoder_hidden: tuple[int, ...] = (128, 128, 64, 32)
@@ -180,31 +175,33 @@ class MacroVAEConfig:
     prior: Prior = "policy"
     free_bits: float = 0.0
     updates: int = 5
+    target_kl: float | None = None
     trajectories: int = 20
     lr: float = 7e-4
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self,
             "model.macro_vae",
-            encoder_hidden=_WIDTHS,
-            decoder_hidden=_WIDTHS,
-            dropout=_FROM_0_BELOW_1,
-            log_std_range=_BOUNDS,
-            goal=_one_of(GoalStrategy),
-            n=_AT_LEAST_1,
-            n_max=_AT_LEAST_1,
-            decoder_std=_POSITIVE,
-            kl_coef=_NOT_NEGATIVE,
-            prior=_one_of(Prior),
-            free_bits=_NOT_NEGATIVE,
-            updates=_NOT_NEGATIVE,
-            trajectories=_AT_LEAST_1,
-            lr=_POSITIVE,
-            weight_decay=_NOT_NEGATIVE,
-            max_grad_norm=_POSITIVE,
+            encoder_hidden=WIDTHS,
+            decoder_hidden=WIDTHS,
+            dropout=FROM_0_BELOW_1,
+            log_std_range=BOUNDS,
+            goal=one_of(GoalStrategy),
+            n=AT_LEAST_1,
+            n_max=AT_LEAST_1,
+            decoder_std=POSITIVE,
+            kl_coef=NOT_NEGATIVE,
+            prior=one_of(Prior),
+            free_bits=NOT_NEGATIVE,
+            updates=NOT_NEGATIVE,
+            target_kl=POSITIVE_OR_NULL,
+            trajectories=AT_LEAST_1,
+            lr=POSITIVE,
+            weight_decay=NOT_NEGATIVE,
+            max_grad_norm=POSITIVE,
         )
 
 
@@ -226,13 +223,13 @@ class ActorCriticConfig:
     state_dependent_std: bool = False
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self,
             "model.actor_critic",
-            actor_hidden=_WIDTHS,
-            critic_hidden=_WIDTHS,
-            log_std_init=_FINITE,
-            log_std_range=_BOUNDS,
+            actor_hidden=WIDTHS,
+            critic_hidden=WIDTHS,
+            log_std_init=FINITE,
+            log_std_range=BOUNDS,
         )
 
 
@@ -273,21 +270,21 @@ class PPOConfig:
     max_grad_norm: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self,
             "model.ppo",
-            gamma=_ABOVE_0_TO_1,
-            gae_lambda=_FROM_0_TO_1,
-            clip=_POSITIVE,
-            epochs=_AT_LEAST_1,
-            minibatches=_AT_LEAST_1,
-            entropy_coef=_NOT_NEGATIVE,
-            target_kl=_POSITIVE_OR_NULL,
-            advantage=_one_of(Advantage),
-            reward_scale=_one_of(RewardScale),
-            agreement_bonus=_NOT_NEGATIVE,
-            actor_lr=_POSITIVE,
-            critic_lr=_POSITIVE,
-            weight_decay=_NOT_NEGATIVE,
-            max_grad_norm=_POSITIVE,
+            gamma=ABOVE_0_TO_1,
+            gae_lambda=FROM_0_TO_1,
+            clip=POSITIVE,
+            epochs=AT_LEAST_1,
+            minibatches=AT_LEAST_1,
+            entropy_coef=NOT_NEGATIVE,
+            target_kl=POSITIVE_OR_NULL,
+            advantage=one_of(Advantage),
+            reward_scale=one_of(RewardScale),
+            agreement_bonus=NOT_NEGATIVE,
+            actor_lr=POSITIVE,
+            critic_lr=POSITIVE,
+            weight_decay=NOT_NEGATIVE,
+            max_grad_norm=POSITIVE,
         )

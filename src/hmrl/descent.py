@@ -15,7 +15,8 @@ from torch.nn.utils import clip_grad_norm_
 from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.distributed import sum_over_ranks
 from hmrl.faults import families_at_fault, not_finite
-from hmrl.losses import LossFunction, Metrics, Minibatch
+from hmrl.losses import LossFunction, Minibatch
+from hmrl.types import Metrics
 
 
 class Step(NamedTuple):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import kl_divergence
 
 from hmrl.distributed import mean_over_ranks, sum_over_ranks
 from hmrl.functional import agreement, chance_agreement, entropy, mutual_information, nonnegative_share
 from hmrl.policy import HierarchicalPolicy
 from hmrl.types import Acting, Rollout
+
+Movement = Callable[[], Tensor]
 
 
 def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor]:
@@ -89,10 +93,13 @@ def beliefs_of(policy: HierarchicalPolicy, rollout: Rollout, acting: Acting) -> 
     return policy.encode_episodes(rollout.observation, rollout.action, rollout.reward, Acting()).probabilities
 
 
-def sampled_policy(policy: HierarchicalPolicy, rollout: Rollout) -> Normal:
-    """The policy along about two episodes of each family. ``[T, N, A]``
+def policy_movement(policy: HierarchicalPolicy, rollout: Rollout) -> Movement:
+    """How far ``policy`` has moved since now, whenever it is asked: KL(then || now) of its actions, y and z
+    made anew, on average over the decisions of about two episodes of each family.
 
-    Enough to log how far updates move it; along all episodes it would cost an eighth of learning.
+    Those are enough; along all episodes it would cost an eighth of learning.
     """
     some = slice(None, None, max(1, len(rollout.family) // (2 * len(rollout.families))))
-    return policy.distribution(rollout.observation[:, some], rollout.action[:, some], rollout.reward[:, some])
+    episodes = [x[:, some] for x in (rollout.observation, rollout.action, rollout.reward)]
+    then = policy.distribution(*episodes)
+    return lambda: kl_divergence(then, policy.distribution(*episodes)).sum(-1).mean()

@@ -55,8 +55,16 @@ def log_reward(reward: Tensor) -> Tensor:
 
     The logarithm reaches 3 at r = 3; both pieces meet there.
     """
-    inner = torch.log((math.e**3 - 1) / 3 * reward.clamp(0, 3) + 1)
+    inner = signed_log(reward.clamp(0, 3))
     return 0.1 * torch.where(reward > 3, 3 + 0.3 * (reward - 3), inner)
+
+
+def signed_log(reward: Tensor) -> Tensor:
+    """sign(r) log(((e^3 - 1)/3) |r| + 1): the logarithm of :func:`log_reward`, for all sizes and both signs.
+
+    What rewards say of a task far from its goal differs in hundredths, near it in whole numbers.
+    """
+    return reward.sign() * torch.log((math.e**3 - 1) / 3 * reward.abs() + 1)
 
 
 def standardize(x: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hmrl.beliefs import belief_loss
 from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
-from hmrl.losses import Metrics, actor_loss, belief_loss, critic_loss, imputation_loss
+from hmrl.losses import actor_loss, critic_loss, imputation_loss
 from hmrl.policy import HierarchicalPolicy
-from hmrl.types import TRAJECTORY_TENSORS, Acting, Rollout, Trajectories
+from hmrl.types import TRAJECTORY_TENSORS, Acting, Metrics, Rollout, Trajectories
 
 
 @dataclass(kw_only=True)

@@ -6,32 +6,27 @@ No gradient crosses a level. Whose parameters a loss may change is decided where
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Independent, Normal
 
+from hmrl.beliefs import belief_loss
 from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.functional import (
-    categorical_regulariser,
     clipped_policy_loss,
-    entropy,
     explained_variance,
     gae,
     goal_steps,
     imputation_elbo,
-    occupancy_weights,
     standardize,
 )
 from hmrl.networks.macro_vae import MacroVAE
-from hmrl.networks.task_encoder import MixtureEncoder
 from hmrl.policy import BeliefSequence, HierarchicalPolicy
-from hmrl.types import Acting, Rollout, Trajectories
+from hmrl.types import Acting, Metrics, Rollout, Trajectories
 
-Metrics = dict[str, Tensor]
 Minibatch = dict[str, Tensor] | Trajectories
 LossFunction = Callable[[Any], tuple[Tensor, Metrics]]  # of a minibatch
 
@@ -58,82 +53,6 @@ def task_encoder_loss(
     own, metrics = belief_loss(policy, episodes, sequence, config)
     loss = config.value_coef * value_loss + own
     return loss, metrics | {"encoder/loss": loss.detach(), "encoder/value_loss": value_loss.detach()}
-
-
-def belief_loss(
-    policy: HierarchicalPolicy, episodes: Trajectories, sequence: BeliefSequence, config: TaskEncoderConfig
-) -> tuple[Tensor, Metrics]:
-    """What a belief is trained on besides value: categorical and occupancy regularisers (HiMeta, high
-    level), and for a mixture its reconstruction. A continuous belief has nothing of its own.
-    """
-    loss = sequence.belief.new_zeros(())
-    metrics: Metrics = {}
-    if sequence.probabilities.shape[-1]:
-        categorical = categorical_regulariser(sequence.probabilities, config.categorical)
-        weights = occupancy_weights(config.categories, config.occupancy).to(loss.device)
-        occupancy = (sequence.probabilities * weights).sum(-1).mean()
-        loss = config.categorical_coef * categorical + config.occupancy_coef * occupancy
-        metrics = {"encoder/categorical": categorical.detach(), "encoder/occupancy": occupancy.detach()}
-    if isinstance(policy.task_encoder, MixtureEncoder):
-        mixture, more = mixture_loss(policy, policy.task_encoder, episodes, sequence, config)
-        loss, metrics = loss + config.mixture_coef * mixture, metrics | more
-    return loss, metrics
-
-
-def mixture_loss(
-    policy: HierarchicalPolicy,
-    encoder: MixtureEncoder,
-    episodes: Trajectories,
-    sequence: BeliefSequence,
-    config: TaskEncoderConfig,
-) -> tuple[Tensor, Metrics]:
-    """The negative evidence bound of a Gaussian mixture over sub-tasks (SD, NeurIPS 2023).
-
-    From the belief at a random step t, the reward and the next state of another random step t' of the same
-    trial are reconstructed (as VariBAD does, Zintgraf et al. 2020), with every category's own
-    x ~ q(x | c, y), weighted by q(y | c):
-
-        E_q(y) [ (r - r_hat)^2 + mean_d (ds_d - ds_hat_d)^2 + w KL(q(x | c, y) || p(x | y)) ]
-            + w KL(q(y | c) || uniform)
-    """
-    length, count, samples = *episodes.reward.shape, config.mixture_samples
-    device = episodes.reward.device
-    column = torch.arange(count, device=device)
-    t = torch.randint(length + 1, (samples, count), device=device)
-    step = torch.randint(length, (samples, count), device=device)
-    last = (step + 1) % (length // episodes.episodes) == 0
-    step = torch.where(last & (step + 1 < length), step - 1, step)  # what follows a reset tells nothing
-    with torch.no_grad():
-        state = policy.normalize(episodes.observation)
-        before, after = state[step, column], state[step + 1, column]
-        action = episodes.action[step, column].clamp(-1, 1)
-        reward = policy.normalize_reward(episodes.reward)[step, column]
-    out, weight = sequence.out[t, column], sequence.probabilities[t, column]
-    mean, std = encoder.components(out)
-    posterior = Normal(mean, std, validate_args=False)
-    x = posterior.rsample()  # [N, B, K, L]
-
-    def with_each(*parts: Tensor) -> Tensor:
-        shared = torch.cat(parts, dim=-1).unsqueeze(-2)
-        return torch.cat([x, shared.expand(*x.shape[:-1], -1)], dim=-1)
-
-    reward_error = (
-        encoder.reward_decoder(with_each(before, action, after)).squeeze(-1) - reward.unsqueeze(-1)
-    ).square()
-    moved = (after - before).unsqueeze(-2)
-    state_error = (encoder.state_decoder(with_each(before, action)) - moved).square().mean(-1)
-    prior = Normal(encoder.prior_mean, encoder.prior_log_std.clamp(-5, 2).exp(), validate_args=False)
-    component_kl = (weight * kl_divergence(posterior, prior).sum(-1)).sum(-1).mean()
-    category_kl = math.log(encoder.categories) - entropy(weight).mean()
-    reconstruction = [(weight * error).sum(-1).mean() for error in (reward_error, state_error)]
-    loss = reconstruction[0] + reconstruction[1] + config.mixture_kl_coef * (component_kl + category_kl)
-    metrics = {
-        "mixture_loss": loss,
-        "mixture_reward_error": reconstruction[0],
-        "mixture_state_error": reconstruction[1],
-        "mixture_kl": component_kl,
-    }
-    return loss, {f"encoder/{k}": v.detach() for k, v in metrics.items()}
 
 
 def displacement(state: Tensor, goal: Tensor) -> Tensor:

@@ -10,18 +10,16 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from hmrl.compatibility import check_levels, check_network, check_rollout, check_training
 from hmrl.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
 from hmrl.descent import Step, descend, rates_of
-from hmrl.diagnostics import beliefs_of, rollout_metrics, sampled_policy
-from hmrl.distributed import rank_and_world_size, share_of, sum_over_ranks
+from hmrl.diagnostics import Movement, beliefs_of, policy_movement, rollout_metrics
+from hmrl.distributed import mean_over_ranks, rank_and_world_size, share_of
 from hmrl.functional import agreement
 from hmrl.joint import JointBatch, joint_batch, joint_loss
 from hmrl.losses import (
     LossFunction,
-    Metrics,
     Minibatch,
     actor_loss,
     average,
@@ -35,7 +33,7 @@ from hmrl.policy import build_policy
 from hmrl.replay import TrajectoryReplay
 from hmrl.rollout import seeded
 from hmrl.stream import Batch
-from hmrl.types import Acting, Rollout, Trajectories
+from hmrl.types import Acting, Metrics, Rollout, Trajectories
 
 _STREAM = 1  # of the random numbers used in learning; the data module has its own
 
@@ -125,7 +123,7 @@ class HierarchicalMetaRL(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect (done), learn the high, the intermediate and the low level, move the normaliser."""
         rollout = batch.rollout
-        check_rollout(self.ppo, self.vae_config, *rollout.reward.shape)
+        check_rollout(self.ppo, self.vae_config, self.gradients, *rollout.reward.shape)
         rank, world_size = rank_and_world_size()
         beliefs = beliefs_of(self.policy, rollout, self.acting)
         with seeded(self.seed, _STREAM, rank, int(self.iteration)):
@@ -144,16 +142,13 @@ class HierarchicalMetaRL(pl.LightningModule):
 
     def _update_upper_levels(self, rollout: Rollout, replay: TrajectoryReplay) -> Metrics:
         """High, then intermediate level, and how far they move the policy behind PPO's back."""
-        before = sampled_policy(self.policy, rollout)
-        metrics = self._update_task_encoder(replay)
-        after_encoder = sampled_policy(self.policy, rollout)
-        metrics |= self._update_macro_vae(replay)
-        after_vae = sampled_policy(self.policy, rollout)
-        metrics["encoder/policy_kl"] = kl_divergence(before, after_encoder).sum(-1).mean()
-        metrics["vae/policy_kl"] = kl_divergence(after_encoder, after_vae).sum(-1).mean()
+        metrics: Metrics = {}
+        for name, update in (("encoder", self._update_task_encoder), ("vae", self._update_macro_vae)):
+            moved = policy_movement(self.policy, rollout)
+            metrics |= update(replay, moved) | {f"{name}/policy_kl": moved()}
         return metrics
 
-    def _update_task_encoder(self, replay: TrajectoryReplay) -> Metrics:
+    def _update_task_encoder(self, replay: TrajectoryReplay, moved: Movement) -> Metrics:
         """High level: gradient steps on replayed episodes."""
         config = self.encoder_config
         if config is None:
@@ -163,9 +158,9 @@ class HierarchicalMetaRL(pl.LightningModule):
             reward = self._learning_reward(episodes)
             return task_encoder_loss(self.policy, episodes, reward, config, self.ppo, self.acting)
 
-        return self._replayed("task_encoder", config, loss, replay)
+        return self._replayed("task_encoder", config, loss, replay, moved)
 
-    def _update_macro_vae(self, replay: TrajectoryReplay) -> Metrics:
+    def _update_macro_vae(self, replay: TrajectoryReplay, moved: Movement) -> Metrics:
         """Intermediate level: gradient steps on replayed episodes."""
         config = self.vae_config
         if config is None:
@@ -174,12 +169,19 @@ class HierarchicalMetaRL(pl.LightningModule):
         def loss(episodes: Trajectories) -> tuple[Tensor, Metrics]:
             return macro_vae_loss(self.policy, episodes, config, self.acting)
 
-        return self._replayed("macro_vae", config, loss, replay)
+        return self._replayed("macro_vae", config, loss, replay, moved)
 
-    def _replayed(self, level: str, config: Any, loss: LossFunction, replay: TrajectoryReplay) -> Metrics:
-        count = share_of(config.trajectories)
-        batches = (replay.sample(count).to(self.device) for _ in range(config.updates))
-        return average([self._descend({level: config.max_grad_norm}, loss, b) for b in batches])
+    def _replayed(
+        self, level: str, config: Any, loss: LossFunction, replay: TrajectoryReplay, moved: Movement
+    ) -> Metrics:
+        """Collective. Gradient steps, until the policy has ``moved`` by the level's ``target_kl``."""
+        log: list[Metrics] = []
+        for _ in range(config.updates):
+            batch = replay.sample(share_of(config.trajectories)).to(self.device)
+            log.append(self._descend({level: config.max_grad_norm}, loss, batch))
+            if config.target_kl is not None and mean_over_ranks(moved()) > config.target_kl:
+                break
+        return average(log) | {f"updates/{level}": torch.tensor(float(len(log)), device=self.device)}
 
     def _update_actor_critic(self, rollout: Rollout) -> Metrics:
         """Low level: PPO epochs on the fresh rollout, with the y_t and z_t that acted."""
@@ -214,17 +216,16 @@ class HierarchicalMetaRL(pl.LightningModule):
 
     def _epochs(self, count: int, update: Callable[[Tensor], Metrics]) -> Metrics:
         """Collective. PPO's passes over ``count`` samples, in random minibatches, until the KL stops them."""
-        ppo, (_, world_size) = self.ppo, rank_and_world_size()
+        ppo = self.ppo
         epochs = 0
         log: list[Metrics] = []
         for _ in range(ppo.epochs):
-            epochs += 1
-            log = []
-            for index in torch.randperm(count).to(self.device).chunk(ppo.minibatches):
+            epochs, log = epochs + 1, []
+            for index in torch.randperm(count).to(self.device).tensor_split(ppo.minibatches):
                 log.append(update(index))
                 self.policy.actor.project()
             kl = average(log)["ppo/approx_kl"]
-            if ppo.target_kl is not None and sum_over_ranks(kl) / world_size > ppo.target_kl:
+            if ppo.target_kl is not None and mean_over_ranks(kl) > ppo.target_kl:
                 break
         return average(log) | {"ppo/epochs": torch.tensor(float(epochs), device=self.device)}
 

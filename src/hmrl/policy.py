@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from hmrl.config import ActorCriticConfig, MacroVAEConfig, TaskEncoderConfig
+from hmrl.config import ActorCriticConfig, ContextReward, MacroVAEConfig, TaskEncoderConfig
+from hmrl.functional import signed_log
 from hmrl.networks.actor_critic import Actor, Critic
 from hmrl.networks.macro_vae import MacroVAE
 from hmrl.networks.task_encoder import ContinuousEncoder, MixtureEncoder, TaskEncoder
@@ -39,6 +40,7 @@ class HierarchicalPolicy(nn.Module):
         decision_interval: simulator steps between two decisions, k.
         macro_interval: decisions that a macro-action is held.
         temperature: of the Gumbel-softmax.
+        context_reward: whether contexts hold rewards as they are or their signed logarithm.
     """
 
     ego_indices: Tensor
@@ -56,13 +58,14 @@ class HierarchicalPolicy(nn.Module):
         decision_interval: int,
         macro_interval: int,
         temperature: float,
+        context_reward: ContextReward = "plain",
     ) -> None:
         super().__init__()
         self.task_encoder, self.macro_vae = task_encoder, macro_vae
         self.actor, self.critic = actor, critic
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.decision_interval, self.macro_interval = decision_interval, macro_interval
-        self.temperature = temperature
+        self.temperature, self.context_reward = temperature, context_reward
         self.register_buffer("ego_indices", torch.tensor(ego_indices), persistent=False)
         self.observation_moments = RunningMoments(observation_dim)
         self.reward_moments = RunningMoments(1)
@@ -131,8 +134,15 @@ class HierarchicalPolicy(nn.Module):
         return self.observation_moments.normalize(observation, _CLIP, _STD_FLOOR)
 
     def normalize_reward(self, reward: Tensor) -> Tensor:
-        """Raw rewards ``[...]`` of a decision; one scale for all families, which the agent cannot know."""
-        return self.reward_moments.normalize(reward.unsqueeze(-1), _CLIP, _STD_FLOOR).squeeze(-1)
+        """Raw rewards ``[...]`` of a decision as contexts hold them.
+
+        One scale for all families, which the agent cannot know.
+        """
+        seen = self._in_context(reward).unsqueeze(-1)
+        return self.reward_moments.normalize(seen, _CLIP, _STD_FLOOR).squeeze(-1)
+
+    def _in_context(self, reward: Tensor) -> Tensor:
+        return signed_log(reward) if self.context_reward == "log" else reward
 
     def belief(self, logits: Tensor, acting: Acting) -> Tensor:
         """y from the encoder's ``logits`` ``[..., K]``: probabilities, or a sample (HiMeta, eq. of y_t)."""
@@ -195,7 +205,7 @@ class HierarchicalPolicy(nn.Module):
     def observe(self, observation: Tensor, reward: Tensor) -> None:
         """Collective. Move the normaliser's moments by raw ``[..., S]`` and ``[...]`` of a rollout."""
         self.observation_moments.update(observation.reshape(-1, self.observation_dim))
-        self.reward_moments.update(reward.reshape(-1, 1))
+        self.reward_moments.update(self._in_context(reward).reshape(-1, 1))
 
 
 def _donors(batch: int) -> Tensor:
@@ -267,6 +277,7 @@ def build_policy(
         decision_interval=decision_interval,
         macro_interval=macro_interval,
         temperature=encoder.temperature if encoder else 1.0,
+        context_reward=encoder.context_reward if encoder else "plain",
     )
 
 
@@ -276,11 +287,13 @@ def _build_encoder(config: TaskEncoderConfig, observation_dim: int, action_dim: 
         "cell": config.cell,
         "hidden": config.hidden,
         "embedding_hidden": config.embedding_hidden,
+        "reward_embedding": config.reward_embedding,
         "head_hidden": config.head_hidden,
         "dropout": config.dropout,
     }
     if config.belief == "mixture":
         options |= {"latent": config.latent, "decoder_hidden": config.decoder_hidden}
         return MixtureEncoder(observation_dim, action_dim, **options)
+    options["reward_decoder_hidden"] = config.decoder_hidden if config.reward_coef else None
     kind = ContinuousEncoder if config.belief == "continuous" else TaskEncoder
     return kind(observation_dim, action_dim, **options)

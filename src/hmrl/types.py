@@ -18,6 +18,7 @@ from torch import Tensor
 
 Split = Literal["train", "test"]
 FloatArray = npt.NDArray[np.floating]
+Metrics = dict[str, Tensor]  # scalars to log, by name
 
 
 class UserError(Exception):

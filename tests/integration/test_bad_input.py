@@ -175,6 +175,13 @@ OPTIONS = [
     ("--model.task_encoder.value_coef -1", "model.task_encoder.value_coef", "-1.0", "0 or more"),
     ("--model.task_encoder.lr nan", "model.task_encoder.lr", "nan", "a number"),
     ("--model.task_encoder.lr .inf", "model.task_encoder.lr", "inf", "positive and finite"),
+    ("--model.task_encoder.reward_embedding 0", "model.task_encoder.reward_embedding", "0", "at least 1"),
+    ("--model.task_encoder.reward_coef -1", "model.task_encoder.reward_coef", "-1.0", "0 or more"),
+    ("--model.task_encoder.reward_samples 0", "model.task_encoder.reward_samples", "0", "at least 1"),
+    (
+        "--model.task_encoder.belief mixture --model.task_encoder.reward_coef 0.5",
+        *("model.task_encoder.reward_coef", "0.5", "use 0"),
+    ),
     (
         "--model.task_encoder.embedding_hidden [0,4,4]",
         *("model.task_encoder.embedding_hidden", "(0, 4, 4)", "3 widths of at least 1"),
@@ -230,6 +237,10 @@ OPTIONS = [
     ("--model.ppo.clip 0", "model.ppo.clip", "0.0", "positive"),
     ("--model.ppo.epochs 0", "model.ppo.epochs", "0", "at least 1"),
     ("--model.ppo.minibatches 1000", "model.ppo.minibatches", "1000", "only 140 decisions: use at most that"),
+    (
+        "--model.gradients joint --model.ppo.minibatches 30",
+        *("model.ppo.minibatches", "30", "only 20: use at most that"),
+    ),
     ("--model.ppo.advantage all", "model.ppo.advantage", "all", "one of family, batch, none"),
     ("--model.ppo.reward_scale all", "model.ppo.reward_scale", "all", "one of family, global, log, none"),
     ("--model.ppo.agreement_bonus -1", "model.ppo.agreement_bonus", "-1.0", "0 or more"),

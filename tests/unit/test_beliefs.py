@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
-import hmrl.losses
+import hmrl.beliefs
+from hmrl.beliefs import belief_loss, mixture_loss
 from hmrl.diagnostics import beliefs_of, rollout_metrics
-from hmrl.losses import imputation_loss, mixture_loss
+from hmrl.losses import imputation_loss
 from hmrl.module import HierarchicalMetaRL
 from hmrl.networks.task_encoder import MixtureEncoder
 from hmrl.rollout import collect, seeded
@@ -111,14 +112,7 @@ def test_the_mixtures_loss_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> No
     episodes = trajectories(random_rollout())
     sequence = policy.encode_episodes(episodes.observation, episodes.action, episodes.reward, Acting())
     monkeypatch.setattr(Normal, "rsample", lambda self, *_: self.loc + 0.5 * self.scale)
-    drawn: list[Tensor] = []
-    randint = torch.randint
-
-    def noted(*args: Any, **options: Any) -> Tensor:
-        drawn.append(randint(*args, **options))
-        return drawn[-1]
-
-    monkeypatch.setattr(hmrl.losses.torch, "randint", noted)
+    drawn = randints(monkeypatch)
     loss, metrics = mixture_loss(policy, encoder, episodes, sequence, config)
     at, steps = drawn
     assert at.shape == steps.shape == (7, B)
@@ -149,6 +143,53 @@ def test_the_mixtures_loss_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> No
     assert float(metrics["encoder/mixture_state_error"]) == pytest.approx(float(total[1]), rel=1e-4)
     expected = total[0] + total[1] + config.mixture_kl_coef * (total[2] + total[3])
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+
+def randints(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What is drawn from here on: the steps of beliefs, then those that they are asked about."""
+    drawn: list[Tensor] = []
+    randint = torch.randint
+
+    def noted(*args: Any, **options: Any) -> Tensor:
+        drawn.append(randint(*args, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(hmrl.beliefs.torch, "randint", noted)
+    return drawn
+
+
+@pytest.mark.parametrize("belief", ["categorical", "continuous"])
+def test_the_reward_loss_against_a_loop(belief: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pair of steps by itself; beliefs are attached, and it is one of the losses, by its weight."""
+    changes = {"categorical_coef": 0.0, "reward_coef": 3.0, "reward_samples": 7, "decoder_hidden": (8,)}
+    module = build_module(encoder_config(belief=belief, **changes))
+    policy, config = module.policy, module.encoder_config
+    assert config
+    assert policy.task_encoder
+    assert policy.task_encoder.reward_decoder
+    episodes = trajectories(random_rollout())
+    sequence = policy.encode_episodes(episodes.observation, episodes.action, episodes.reward, Acting())
+    drawn = randints(monkeypatch)
+    loss, metrics = belief_loss(policy, episodes, sequence, config)
+    at, steps = drawn
+    assert at.shape == steps.shape == (7, B)
+    assert (int(at.max()), int(steps.max())) == (T, T - 1)
+    state, total = policy.normalize(episodes.observation), torch.zeros(())
+    reward = policy.normalize_reward(episodes.reward)
+    for n in range(7):
+        for b in range(B):
+            t = int(steps[n, b])
+            parts = state[t, b], episodes.action[t, b].clamp(-1, 1), state[t + 1, b]
+            guess = policy.task_encoder.reward_decoder(torch.cat([sequence.belief[at[n, b], b], *parts]))
+            total = total + (guess[0] - reward[t, b]) ** 2 / (7 * B)
+    assert float(metrics["encoder/reward_error"]) == pytest.approx(float(total), rel=1e-4)
+    assert float(loss) == pytest.approx(3 * float(total), rel=1e-4)
+    parameters = [*policy.task_encoder.recurrent.parameters()]
+    got = torch.autograd.grad(loss, parameters, retain_graph=True)
+    expected = torch.autograd.grad(3 * total, parameters)
+    assert max(float(g.abs().max()) for g in got) > 1e-4
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_nothing_is_reconstructed_across_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,13 +20,17 @@ def test_a_checkpoint_from_before_a_setting_counts_as_its_old_value() -> None:
     saved = hparams()
     for name in ("macro_interval", "gradients"):
         del saved[name]
+    before = ("belief", "reward_embedding", "context_reward", "reward_coef")
     saved["task_encoder"] = {
         k: v
         for k, v in saved["task_encoder"].items()
-        if k not in ("belief", "latent", "decoder_hidden", "mixture_coef")
+        if k not in (*before, "latent", "decoder_hidden", "mixture_coef")
     }
     assert network_differences(saved, hparams()) == {}
     assert list(network_differences(saved, hparams(macro_interval=2))) == ["model.macro_interval"]
+    changed = {"reward_embedding": 2, "context_reward": "log", "reward_coef": 1.0}
+    names = [f"model.task_encoder.{name}" for name in changed]
+    assert sorted(network_differences(saved, hparams(encoder=changed))) == sorted(names)
     mixture = {"belief": "mixture", "categorical_coef": 0.0}
     assert "model.task_encoder.belief" in network_differences(saved, hparams(encoder=mixture))
 
@@ -35,3 +39,14 @@ def test_a_checkpoint_from_before_a_setting_counts_as_its_old_value() -> None:
 def test_a_mixtures_settings_count_where_there_is_one(belief: str, differs: bool) -> None:
     a, b = (hparams(encoder={"belief": belief, "latent": latent}) for latent in (2, 3))
     assert list(network_differences(a, b)) == (["model.task_encoder.latent"] if differs else [])
+
+
+@pytest.mark.parametrize(("coefficient", "differs"), [(0.0, False), (1.0, True)])
+def test_a_decoder_of_rewards_counts_where_there_is_one(coefficient: float, differs: bool) -> None:
+    a, b = (hparams(encoder={"reward_coef": coefficient, "decoder_hidden": width}) for width in ((4,), (5,)))
+    assert list(network_differences(a, b)) == (["model.task_encoder.decoder_hidden"] if differs else [])
+
+
+def test_how_much_rewards_count_does_not_make_another_network() -> None:
+    a, b = (hparams(encoder={"reward_coef": coefficient}) for coefficient in (0.5, 1.0))
+    assert network_differences(a, b) == {}

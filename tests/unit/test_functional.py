@@ -24,6 +24,7 @@ from hmrl.functional import (
     log_reward,
     mutual_information,
     occupancy_weights,
+    signed_log,
     standardize,
 )
 
@@ -73,6 +74,15 @@ def test_log_reward_is_continuous_and_increasing() -> None:
     three = torch.tensor([3 - 1e-9, 3.0, 3 + 1e-9], dtype=torch.float64)
     torch.testing.assert_close(log_reward(three), torch.full((3,), 0.3, dtype=torch.float64))
     assert (log_reward(torch.linspace(0, 10, 200).double()).diff() > 0).all()
+
+
+def test_signed_log_is_the_logarithm_of_log_reward_for_both_signs() -> None:
+    r = torch.linspace(0, 3, 50).double()
+    torch.testing.assert_close(0.1 * signed_log(r), log_reward(r))
+    torch.testing.assert_close(signed_log(-r), -signed_log(r))
+    np.testing.assert_allclose(
+        float(signed_log(torch.tensor(20.0))), np.log(20 * (np.e**3 - 1) / 3 + 1), 1e-6
+    )
 
 
 def test_standardize_each_group_on_its_own() -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from hmrl.beliefs import belief_loss
 from hmrl.functional import gae
 from hmrl.joint import JointBatch, joint_batch, joint_loss
-from hmrl.losses import actor_loss, belief_loss, critic_loss, imputation_loss, ppo_samples
+from hmrl.losses import actor_loss, critic_loss, imputation_loss, ppo_samples
 from hmrl.module import HierarchicalMetaRL
 from hmrl.rollout import collect, seeded
 from hmrl.types import Acting, Rollout, UserError

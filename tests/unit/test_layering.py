@@ -50,7 +50,7 @@ def test_imports_are_seen() -> None:
         ("hmrl.distributed", {"hmrl.types"}),
         ("hmrl.functional", {"hmrl.distributed"}),
         ("hmrl.normalizer", {"hmrl.distributed", "hmrl.functional"}),
-        ("hmrl.config", {"hmrl.functional", "hmrl.normalizer", "hmrl.types"}),
+        ("hmrl.config", {"hmrl.functional", "hmrl.normalizer", "hmrl.rules", "hmrl.types"}),
         ("hmrl.replay", {"hmrl.types"}),
         ("hmrl.rollout", {"hmrl.types"}),
         ("hmrl.metrics", {"hmrl.types"}),

@@ -74,7 +74,12 @@ def test_macro_vae_loss(module: HierarchicalMetaRL, goal: str, kl_coef: float, f
 @pytest.mark.parametrize("form", ["conditional", "marginal", "information"])
 def test_regularisers_of_the_task_encoder_loss(form: str) -> None:
     config = encoder_config(
-        value_coef=0.0, categorical=form, categorical_coef=2.0, occupancy_coef=3.0, occupancy="linear"
+        value_coef=0.0,
+        reward_coef=0.0,
+        categorical=form,
+        categorical_coef=2.0,
+        occupancy_coef=3.0,
+        occupancy="linear",
     )
     module, rollout = build_module(config), random_rollout()
     loss, metrics = task_encoder_loss(

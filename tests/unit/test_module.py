@@ -184,6 +184,34 @@ def test_policy_kl_is_that_of_replacing_one_level(level: str, key: str) -> None:
     assert metrics[f"{other}/policy_kl"] == 0
 
 
+@pytest.mark.parametrize(("level", "key"), [("task_encoder", "encoder"), ("macro_vae", "vae")])
+@pytest.mark.parametrize(("target_kl", "updates"), [(None, 4), (1e-12, 1), (1e9, 4)])
+def test_the_kl_target_ends_the_updates_of_its_level(
+    level: str, key: str, target_kl: float | None, updates: int
+) -> None:
+    changes: dict[str, Any] = {name: {"updates": 4, "lr": 1e-2} for name in ("task_encoder", "macro_vae")}
+    changes[level]["target_kl"] = target_kl
+    module = build_module(encoder_config(**changes["task_encoder"]), vae_config(**changes["macro_vae"]))
+    metrics = iterate(module)
+    other = {"task_encoder": "macro_vae", "macro_vae": "task_encoder"}[level]
+    assert (metrics[f"updates/{level}"], metrics[f"updates/{other}"]) == (updates, 4)
+    assert metrics[f"{key}/policy_kl"] > 1e-12
+
+
+def test_the_kl_target_is_held_against_the_movement_since_the_iterations_beginning() -> None:
+    """The fewest updates after which the policy has moved that far, and no more."""
+    moved = []
+    for updates in (1, 2, 3, 4):
+        module = build_module(encoder_config(updates=updates, lr=1e-2), None)
+        moved.append(float(iterate(module)["encoder/policy_kl"]))
+    assert moved == sorted(moved)
+    target = (moved[1] + moved[2]) / 2
+    module = build_module(encoder_config(updates=4, lr=1e-2, target_kl=target), None)
+    metrics = iterate(module)
+    assert metrics["updates/task_encoder"] == 3
+    assert metrics["encoder/policy_kl"] == pytest.approx(moved[2])
+
+
 @pytest.mark.parametrize("levels", [(encoder_config(updates=0), vae_config(updates=0)), (None, None)])
 def test_policy_kl_is_logged_and_zero_without_updates(levels: tuple[Any, Any]) -> None:
     metrics = iterate(build_module(*levels))
@@ -253,7 +281,7 @@ def test_the_vae_learns_from_the_beliefs_that_act(monkeypatch: pytest.MonkeyPatc
         return seen[-1][1]
 
     monkeypatch.setattr(module.policy, "encode_episodes", spy)
-    inside_fit(module, lambda: module._update_macro_vae(batch.replay))
+    inside_fit(module, lambda: module._update_macro_vae(batch.replay, lambda: torch.zeros(())))
     ((args, sequence),) = seen
     module.eval()
     torch.testing.assert_close(sequence.probabilities, encode(*args).probabilities)

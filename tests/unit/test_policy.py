@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -81,11 +82,12 @@ def test_beliefs_of_acting_and_learning_are_the_same(cell: str, interval: int) -
     assert learnt.std(0).max() > 1e-3  # or all beliefs are alike
 
 
-def test_contexts_end_at_the_present_state(
-    policy: HierarchicalPolicy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("context_reward", ["plain", "log"])
+def test_contexts_end_at_the_present_state(context_reward: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """c_t = (s_{t-1}, a_{t-1}, r_{t-1}, s_t), zeros and a raw reward of 0 before the first step."""
+    policy = build_module(encoder_config(context_reward=context_reward), vae_config()).policy
     rollout = random_rollout()
+    rollout.reward[1] *= -1
     seen: list[Tensor] = []
     assert policy.task_encoder
     forward = policy.task_encoder.forward
@@ -108,6 +110,8 @@ def test_contexts_end_at_the_present_state(
     state = policy.normalize(rollout.observation)
     zeros = [torch.zeros(1, B, S), torch.zeros(1, B, A), torch.zeros(1, B)]
     raw_rewards = torch.cat([zeros[2], rollout.reward])
+    if context_reward == "log":
+        raw_rewards = raw_rewards.sign() * (1 + (math.exp(3) - 1) / 3 * raw_rewards.abs()).log()
     moments = policy.reward_moments
     rewards = ((raw_rewards - moments.mean[0]) / moments.var[0].sqrt()).clamp(-5, 5).float()
     expected = [torch.cat([zeros[0], state[:-1]]), torch.cat([zeros[1], rollout.action]), rewards, state]

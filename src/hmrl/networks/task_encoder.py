@@ -15,8 +15,8 @@ from hmrl.networks.mlp import mlp
 class TaskEncoder(nn.Module):
     """p(y_t | c_0..c_t) with context c_t = (s_{t-1}, a_{t-1}, r_{t-1}, s_t).
 
-    Each part of the context has its own small tanh embedding as wide as itself; the two states share
-    theirs. A recurrent cell and an MLP lead to K logits.
+    Each part of the context has its own small tanh embedding as wide as itself, the reward's as wide as it
+    is told; the two states share theirs. A recurrent cell and an MLP lead to K logits.
 
     Args:
         state_dim, action_dim: widths S and A.
@@ -24,9 +24,12 @@ class TaskEncoder(nn.Module):
         cell: recurrent cell.
         hidden: its width H.
         embedding_hidden: hidden widths of the state, action and reward embeddings.
+        reward_embedding: width of the reward's.
         head_hidden: hidden widths of the MLP between cell and logits.
         dropout: in that MLP, in training mode only.
         outputs: of the MLP, if others than the K logits.
+        reward_decoder_hidden: hidden widths of the decoder of rewards (:func:`hmrl.beliefs.reward_loss`);
+            None for no decoder.
 
     Attributes:
         categories: how many of the belief's entries, the first ones, are a distribution; 0 if none are.
@@ -42,20 +45,26 @@ class TaskEncoder(nn.Module):
         cell: Literal["gru", "lstm"],
         hidden: int,
         embedding_hidden: tuple[int, int, int],
+        reward_embedding: int = 1,
         head_hidden: Sequence[int],
         dropout: float,
         outputs: int | None = None,
+        reward_decoder_hidden: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.categories = self.belief_dim = categories
         self.hidden = hidden
         self.embed_state = mlp(state_dim, [embedding_hidden[0]], state_dim, nn.Tanh)
         self.embed_action = mlp(action_dim, [embedding_hidden[1]], action_dim, nn.Tanh)
-        self.embed_reward = mlp(1, [embedding_hidden[2]], 1, nn.Tanh)
+        self.embed_reward = mlp(1, [embedding_hidden[2]], reward_embedding, nn.Tanh)
         recurrent = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
-        self.recurrent = recurrent(2 * state_dim + action_dim + 1, hidden)
+        self.recurrent = recurrent(2 * state_dim + action_dim + reward_embedding, hidden)
         self.num_states = 2 if cell == "lstm" else 1
         self.head = mlp(hidden, head_hidden, outputs or categories, nn.ReLU, dropout=dropout)
+        self.reward_decoder: nn.Module | None = None
+        if reward_decoder_hidden is not None:
+            seen = categories + 2 * state_dim + action_dim
+            self.reward_decoder = mlp(seen, reward_decoder_hidden, 1, nn.Tanh)
 
     def initial_hidden(self, batch_size: int, device: torch.device) -> tuple[Tensor, ...]:
         """Zero recurrent states, one ``[1, B, H]`` for a GRU and two for an LSTM."""
@@ -128,13 +137,15 @@ class MixtureEncoder(TaskEncoder):
 
     q(y | c) is categorical and q(x | c, y) a diagonal Gaussian for each category; p(x | y) is learnt. The
     belief is q(y | c) followed by the mixture's mean of x. Trained as a variational autoencoder that
-    reconstructs rewards and next states (:func:`hmrl.losses.mixture_loss`).
+    reconstructs rewards and next states (:func:`hmrl.beliefs.mixture_loss`).
 
     Args:
         latent: width L of x.
         decoder_hidden: hidden widths of the two decoders.
         others: as for :class:`TaskEncoder`.
     """
+
+    reward_decoder: nn.Module
 
     def __init__(
         self,
