@@ -15,8 +15,8 @@ from hmrl.curriculum import CurriculumConfig
 from hmrl.distributed import gather, rank_and_world_size, share_of
 from hmrl.envs import Backend, benchmark, make_envs
 from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals
-from hmrl.envs.perturb import Perturbation, PerturbedEnvs, sensors_of
-from hmrl.envs.shown import ShownFamilies
+from hmrl.envs.perturb import Perturbation, sensors_of
+from hmrl.envs.shown import as_seen
 from hmrl.evaluation import EvaluationConfig, TrialConfig, default_modes
 from hmrl.evaluator import Evaluator
 from hmrl.memory import keep_heaps_small
@@ -224,12 +224,11 @@ class MetaWorldDataModule(pl.LightningDataModule):
         Further arguments are those of :class:`PerturbedEnvs` and, ``options``, of :meth:`make_envs`.
         """
         envs = self.make_envs(backend, goals, envs_per_family, **options)
-        if perturbation != Perturbation():
-            rank, world_size = rank_and_world_size()
-            key = (self.seed, stream, int(goals.split == "test"))
-            first_slot = rank * (envs_per_family // world_size)
-            envs = PerturbedEnvs(envs, perturbation, self.sensors, key, first_slot, envs_per_family, age)
-        return ShownFamilies(envs, self.families) if family_visible else envs
+        rank, world_size = rank_and_world_size()
+        key = (self.seed, stream, int(goals.split == "test"))
+        first_slot = rank * (envs_per_family // world_size)
+        where = self.sensors, key, first_slot, envs_per_family, age
+        return as_seen(envs, perturbation, *where, families=self.families if family_visible else None)
 
     # --- streams ---------------------------------------------------------------------------------
 

@@ -12,10 +12,9 @@ from hmrl.agents import choose_agent
 from hmrl.distributed import together
 from hmrl.envs.benchmarks import Goals
 from hmrl.envs.metaworld import MetaWorldEnvs
-from hmrl.envs.perturb import Perturbation, PerturbedEnvs
-from hmrl.envs.shown import ShownFamilies
+from hmrl.envs.shown import as_seen
 from hmrl.rollout import collect, seeded
-from hmrl.types import Rollout, Split, TaskEnvs, UserError
+from hmrl.types import Rollout, Split, UserError
 from hmrl.video import Camera, FilmedEnvs, film, require_film_tools, write
 
 _STREAM = 4  # of random numbers; training, learning, validation and test have those before
@@ -99,11 +98,9 @@ class Video(pl.Callback):
             perturbation = data.test.perturbation_within(data.perturbation)
             key = (data.seed, _STREAM, int(split == "test"))
             age = int(pl_module.iteration) * data.episodes_per_trial
-            seen: TaskEnvs = envs
-            if perturbation != Perturbation():
-                seen = PerturbedEnvs(envs, perturbation, data.sensors, key, 0, 1, age)
-            if shown["family_visible"]:
-                seen = ShownFamilies(seen, data.families)
+            where = data.sensors, key, 0, 1, age
+            told = data.families if shown["family_visible"] else None
+            seen = as_seen(envs, perturbation, *where, families=told)
             filmed = FilmedEnvs(seen, camera, self.every)
             with seeded(data.seed, _STREAM, int(split == "test"), families.index(family)):
                 rollout = collect(

@@ -1,12 +1,28 @@
-"""What an upper bound is shown and agents are not: which family it faces."""
+"""Environments as agents see them; and what an upper bound is shown and agents are not, its family."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from hmrl.envs.perturb import Perturbation, PerturbedEnvs
 from hmrl.types import EnvStep, FloatArray, TaskEnvs
+
+
+def as_seen(
+    envs: TaskEnvs, perturbation: Perturbation, *where: Any, families: Sequence[str] | None
+) -> TaskEnvs:
+    """``envs`` behind ``perturbation``, if it is one, and with their family, if they are to be told.
+
+    Args:
+        where: further arguments of :class:`PerturbedEnvs`.
+        families: of :class:`ShownFamilies`, or None where families are hidden.
+    """
+    if perturbation != Perturbation():
+        envs = PerturbedEnvs(envs, perturbation, *where)
+    return envs if families is None else ShownFamilies(envs, families)
 
 
 class ShownFamilies:
