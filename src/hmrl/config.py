@@ -41,6 +41,16 @@ def as_config(cls: type[C], value: C | Mapping[str, Any]) -> C:
     return cls(**value) if isinstance(value, Mapping) else value
 
 
+_REPLAYED = {  # of both levels that learn from the replay
+    "updates": NOT_NEGATIVE,
+    "target_kl": POSITIVE_OR_NULL,
+    "trajectories": AT_LEAST_1,
+    "lr": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "max_grad_norm": POSITIVE,
+}
+
+
 @dataclass
 class TaskEncoderConfig:
     """High level.
@@ -136,12 +146,7 @@ class TaskEncoderConfig:
             categorical=one_of(Categorical),
             occupancy_coef=FINITE,
             occupancy=one_of(Occupancy),
-            updates=NOT_NEGATIVE,
-            target_kl=POSITIVE_OR_NULL,
-            trajectories=AT_LEAST_1,
-            lr=POSITIVE,
-            weight_decay=NOT_NEGATIVE,
-            max_grad_norm=POSITIVE,
+            **_REPLAYED,
         )
 
 
@@ -196,12 +201,7 @@ class MacroVAEConfig:
             kl_coef=NOT_NEGATIVE,
             prior=one_of(Prior),
             free_bits=NOT_NEGATIVE,
-            updates=NOT_NEGATIVE,
-            target_kl=POSITIVE_OR_NULL,
-            trajectories=AT_LEAST_1,
-            lr=POSITIVE,
-            weight_decay=NOT_NEGATIVE,
-            max_grad_norm=POSITIVE,
+            **_REPLAYED,
         )
 
 
