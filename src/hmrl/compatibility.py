@@ -124,7 +124,11 @@ def check_levels(encoder: TaskEncoderConfig | None, vae: MacroVAEConfig | None, 
 
 
 def check_training(
-    gradients: Gradients, encoder: TaskEncoderConfig | None, vae: MacroVAEConfig | None, acting: Acting
+    gradients: Gradients,
+    encoder: TaskEncoderConfig | None,
+    vae: MacroVAEConfig | None,
+    ppo: PPOConfig,
+    acting: Acting,
 ) -> None:
     """Refuse what training, end to end or not, or a belief without categories, cannot do.
 
@@ -138,10 +142,17 @@ def check_training(
             f"model.acting.permute is {acting.permute}, but what acted must be what learns: use none, and "
             "permute in data.modes of a test"
         )
-    if gradients == "joint" and (acting.task_belief, acting.macro_action) != ("probabilities", "mean"):
+    if gradients == "joint" and ppo.latents != "renewed":
+        raise UserError(
+            f"model.ppo.latents is {ppo.latents}, but with model.gradients joint y and z are made anew when "
+            "learning: use renewed"
+        )
+    drawn = (acting.task_belief, acting.macro_action) != ("probabilities", "mean")
+    if drawn and ppo.latents == "renewed":
         raise UserError(
             f"model.acting draws y as {acting.task_belief} and z as {acting.macro_action}, but with "
-            "model.gradients joint they are made anew when learning: use probabilities and mean"
+            "model.ppo.latents renewed they are made anew when learning, without noise: use probabilities "
+            "and mean, or set model.ppo.latents to acted"
         )
     for level, config in (("task_encoder", encoder), ("macro_vae", vae)):
         if gradients == "joint" and config and config.dropout:

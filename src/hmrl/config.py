@@ -33,6 +33,7 @@ Prior = Literal["policy", "standard_normal"]
 Gradients = Literal["isolated", "joint"]
 ContextReward = Literal["log", "plain"]
 Advantage = Literal["family", "batch", "none"]
+Latents = Literal["acted", "renewed"]
 C = TypeVar("C")
 
 
@@ -245,6 +246,9 @@ class PPOConfig:
         minibatches: gradient steps a pass.
         entropy_coef: weight of the policy's entropy.
         target_kl: stop the epochs of this iteration once the mean approximate KL exceeds it (None: never).
+        latents: which y and z the low level learns on: those that "acted", or "renewed" by the upper levels
+            as they have become in this iteration. Then the ratios are those of the whole policy, and the clip
+            holds back what all three levels change, not the low level alone.
         advantage: standardise advantages within each "family", over the whole "batch", or not ("none").
         reward_scale: divide rewards by the running deviation of discounted returns, a "family" or "global",
             transform them by "log" as the authors do, or leave them ("none"). The agent never sees this.
@@ -261,6 +265,7 @@ class PPOConfig:
     minibatches: int = 20
     entropy_coef: float = 0.002
     target_kl: float | None = None
+    latents: Latents = "renewed"
     advantage: Advantage = "family"
     reward_scale: RewardScale = "family"
     agreement_bonus: float = 0.0
@@ -280,6 +285,7 @@ class PPOConfig:
             minibatches=AT_LEAST_1,
             entropy_coef=NOT_NEGATIVE,
             target_kl=POSITIVE_OR_NULL,
+            latents=one_of(Latents),
             advantage=one_of(Advantage),
             reward_scale=one_of(RewardScale),
             agreement_bonus=NOT_NEGATIVE,

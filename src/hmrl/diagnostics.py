@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Normal, kl_divergence
 
 from hmrl.distributed import mean_over_ranks, sum_over_ranks
 from hmrl.functional import agreement, chance_agreement, entropy, mutual_information, nonnegative_share
@@ -101,5 +101,12 @@ def policy_movement(policy: HierarchicalPolicy, rollout: Rollout) -> Movement:
     """
     some = slice(None, None, max(1, len(rollout.family) // (2 * len(rollout.families))))
     episodes = [x[:, some] for x in (rollout.observation, rollout.action, rollout.reward)]
-    then = policy.distribution(*episodes)
-    return lambda: kl_divergence(then, policy.distribution(*episodes)).sum(-1).mean()
+
+    def now() -> Normal:
+        belief, z = policy.renewed(*episodes)
+        with torch.no_grad():
+            distribution: Normal = policy.actor(policy.normalize(episodes[0])[:-1], belief[:-1], z)
+        return distribution
+
+    then = now()
+    return lambda: kl_divergence(then, now()).sum(-1).mean()

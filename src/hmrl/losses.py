@@ -145,11 +145,14 @@ def ppo_samples(
         scaled_reward: ``[T, B]``.
 
     Returns:
-        Tensors ``[T, B, ...]``, with the y_t and z_t that acted, and what to log.
+        Tensors ``[T, B, ...]``, with the y_t and z_t that acted or are renewed, and what to log.
     """
     policy.eval()
     state = policy.normalize(rollout.observation)
-    value = policy.critic(state, rollout.task_belief)
+    belief, z = rollout.task_belief, rollout.macro_action
+    if ppo.latents == "renewed":
+        belief, z = policy.renewed(rollout.observation, rollout.action, rollout.reward)
+    value = policy.critic(state, belief)
     advantage, target = gae(scaled_reward, value, ppo.gamma, ppo.gae_lambda)
     if ppo.advantage == "family":
         advantage = standardize(advantage, rollout.family, len(rollout.families))
@@ -157,8 +160,8 @@ def ppo_samples(
         advantage = standardize(advantage, torch.zeros_like(rollout.family), 1)
     samples = {
         "state": state[:-1],
-        "task_belief": rollout.task_belief[:-1],
-        "macro_action": rollout.macro_action,
+        "task_belief": belief[:-1],
+        "macro_action": z,
         "action": rollout.action,
         "log_prob": rollout.log_prob,
         "advantage": advantage,

@@ -93,7 +93,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         self.gradients: Gradients = gradients
         self._rates = rates_of(self.ppo, self.encoder_config, self.vae_config)
         check_levels(self.encoder_config, self.vae_config, self.ppo)
-        check_training(gradients, self.encoder_config, self.vae_config, self.acting)
+        check_training(gradients, self.encoder_config, self.vae_config, self.ppo, self.acting)
         configs: dict[str, Any] = {
             "task_encoder": self.encoder_config,
             "macro_vae": self.vae_config,
@@ -184,7 +184,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         return average(log) | {f"updates/{level}": torch.tensor(float(len(log)), device=self.device)}
 
     def _update_actor_critic(self, rollout: Rollout) -> Metrics:
-        """Low level: PPO epochs on the fresh rollout, with the y_t and z_t that acted."""
+        """Low level: PPO epochs on the fresh rollout."""
         ppo, policy = self.ppo, self.policy
         targets, metrics = ppo_samples(policy, rollout, self._learning_reward(rollout), ppo)
         samples = {k: v.flatten(0, 1) for k, v in targets.items()}

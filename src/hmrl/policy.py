@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent
 
 from hmrl.config import ActorCriticConfig, ContextReward, MacroVAEConfig, TaskEncoderConfig
 from hmrl.functional import signed_log
@@ -188,18 +188,16 @@ class HierarchicalPolicy(nn.Module):
         return BeliefSequence(self.task_encoder.probabilities(logits), self.belief(logits, acting), logits)
 
     @torch.no_grad()
-    def distribution(self, observation: Tensor, action: Tensor, reward: Tensor) -> Normal:
-        """The policy along whole episodes, with y and z made anew, noise-free. ``[T, B, A]``
+    def renewed(self, observation: Tensor, action: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
+        """y ``[T+1, B, belief_dim]`` and z ``[T, B, A or 0]`` along whole episodes, noise-free, as the upper
+        levels make them now.
 
         Args: as for :meth:`encode_episodes`.
         """
         self.eval()
-        belief = self.encode_episodes(observation, action, reward, Acting()).belief[:-1]
+        belief = self.encode_episodes(observation, action, reward, Acting()).belief
         state = self.normalize(observation)[:-1]
-        distribution: Normal = self.actor(
-            state, belief, self.hold(self.macro_action(state, belief, Acting()))
-        )
-        return distribution
+        return belief, self.hold(self.macro_action(state, belief[:-1], Acting()))
 
     @torch.no_grad()
     def observe(self, observation: Tensor, reward: Tensor) -> None:

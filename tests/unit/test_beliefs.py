@@ -239,8 +239,9 @@ def test_a_macro_action_is_held(held: int) -> None:
         assert not torch.allclose(z[1], fresh[1], atol=1e-4)
     actor = Independent(policy.actor(state, rollout.task_belief[:-1], z), 1)
     assert torch.allclose(actor.log_prob(rollout.action), rollout.log_prob, atol=1e-5)
-    now = policy.distribution(rollout.observation, rollout.action, rollout.reward)
-    assert torch.allclose(Independent(now, 1).log_prob(rollout.action), rollout.log_prob, atol=1e-5)
+    belief, renewed = policy.renewed(rollout.observation, rollout.action, rollout.reward)
+    assert torch.allclose(belief, rollout.task_belief, atol=1e-5)
+    assert torch.allclose(renewed, z, atol=1e-5)
 
 
 def test_imputation_off_is_a_plain_vae() -> None:

@@ -119,10 +119,45 @@ def test_the_ratio_is_one_before_the_first_step() -> None:
     """After HL and IL updates, with y and z sampled and dropout configured: the stored y, z are used."""
     acting = Acting(task_belief="sample", macro_action="sample")
     levels = encoder_config(updates=5, dropout=0.5), vae_config(updates=5, dropout=0.5)
-    metrics = iterate(build_module(*levels, ppo=ONE_STEP, acting=acting))
+    metrics = iterate(build_module(*levels, ppo=ONE_STEP | {"latents": "acted"}, acting=acting))
     assert metrics["encoder/policy_kl"] > 1e-4  # they did move the policy
     assert abs(metrics["ppo/approx_kl"]) < 1e-7  # E[(r - 1) - log r] is about (r - 1)^2 / 2
     assert metrics["ppo/clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("macro_interval", [1, 3])
+def test_renewed_ratios_are_those_of_the_whole_policy(
+    macro_interval: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """y, z and the ratio, against acting along the rollout with the levels as they have become."""
+    levels = encoder_config(updates=5, lr=1e-2), vae_config(updates=5, lr=1e-2)
+    module = build_module(*levels, ppo=ONE_STEP | {"actor_lr": 1e-30}, macro_interval=macro_interval)
+    before, rollout = copy.deepcopy(module.policy), toy_rollout(module)
+    batches = spied_batches(monkeypatch)
+    metrics = iterate(module, rollout)
+    now = copy.deepcopy(module.policy)
+    now.observation_moments, now.reward_moments = before.observation_moments, before.reward_moments
+    log_ratio = (noise_free(now, rollout).log_prob(rollout.action) - rollout.log_prob).double()
+    assert log_ratio.abs().max() > 0.01
+    expected = (log_ratio.exp() - 1 - log_ratio).mean().item()
+    assert metrics["ppo/approx_kl"] == pytest.approx(expected, rel=1e-2)
+    order = rollout.log_prob.flatten().argsort()
+    belief, z = now.renewed(rollout.observation, rollout.action, rollout.reward)
+    got = by_log_prob(batches[0])
+    torch.testing.assert_close(got["task_belief"], belief[:-1].flatten(0, 1)[order])
+    torch.testing.assert_close(got["macro_action"], z.flatten(0, 1)[order])
+    assert not torch.allclose(belief, rollout.task_belief, atol=1e-3)
+
+
+def test_renewed_is_what_acted_where_no_level_has_learnt() -> None:
+    levels = encoder_config(updates=0), vae_config(updates=0)
+    first, second = (
+        iterate(build_module(*levels, ppo=ONE_STEP | {"latents": latents}))
+        for latents in ("acted", "renewed")
+    )
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert second[key] == pytest.approx(value, abs=1e-5), key
 
 
 def test_counters_and_all_metrics_are_finite() -> None:
@@ -226,7 +261,13 @@ def test_policy_kl_is_logged_and_zero_without_updates(levels: tuple[Any, Any]) -
 def test_advantages_and_returns_handed_to_ppo(
     advantage: str, bonus: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"advantage": advantage, "agreement_bonus": bonus, "reward_scale": "log", "gae_lambda": 0.8}
+    options = {
+        "advantage": advantage,
+        "agreement_bonus": bonus,
+        "reward_scale": "log",
+        "gae_lambda": 0.8,
+        "latents": "acted",
+    }
     module = build_module(encoder_config(), vae_config(), ppo=ONE_STEP | options)
     rollout = random_rollout()
     with torch.no_grad():
@@ -303,7 +344,9 @@ def test_dropout_is_active_only_in_the_level_that_learns(level: str, monkeypatch
 
 def test_checkpoints_hold_plain_hyperparameters() -> None:
     """``load_from_checkpoint`` rebuilds the agent from them, nested configurations included."""
-    module = build_module(encoder_config(cell="lstm"), None, acting=Acting(task_belief="sample"))
+    module = build_module(
+        encoder_config(cell="lstm"), None, ppo={"latents": "acted"}, acting=Acting(task_belief="sample")
+    )
     again = HierarchicalMetaRL(**module.hparams)
     assert again.encoder_config == module.encoder_config
     assert again.vae_config is None
