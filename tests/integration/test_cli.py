@@ -109,6 +109,7 @@ def test_the_paper_overlay_holds_the_authors_hyper_parameters(
         "model.ppo.clip": 0.2,
         "model.ppo.epochs": 5,
         "model.ppo.minibatches": 1,
+        "model.ppo.latents": "acted",
         "model.ppo.entropy_coef": 0.01,
         "model.ppo.reward_scale": "log",
         "model.ppo.agreement_bonus": 0,

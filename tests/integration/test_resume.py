@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ NOISY = {
     ),
     "macro_vae": MacroVAEConfig((8,), (8,), dropout=0.5, goal="sub_task", updates=2, trajectories=6),
     "acting": Acting(task_belief="sample", macro_action="sample"),
+    "ppo": replace(tiny_networks()["ppo"], latents="acted"),
 }
 
 

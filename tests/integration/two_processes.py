@@ -26,6 +26,7 @@ def noisy_networks() -> dict[str, Any]:
         "task_encoder": replace(networks["task_encoder"], cell="lstm", dropout=0.5),
         "macro_vae": replace(networks["macro_vae"], dropout=0.5, goal="sub_task"),
         "acting": Acting(task_belief="sample", macro_action="sample"),
+        "ppo": replace(networks["ppo"], latents="acted"),
     }
 
 
