@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
@@ -12,8 +10,6 @@ from hmrl.distributed import mean_over_ranks, sum_over_ranks
 from hmrl.functional import agreement, chance_agreement, entropy, mutual_information, nonnegative_share
 from hmrl.policy import HierarchicalPolicy
 from hmrl.types import Acting, Rollout
-
-Movement = Callable[[], Tensor]
 
 
 def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor]:
@@ -93,20 +89,35 @@ def beliefs_of(policy: HierarchicalPolicy, rollout: Rollout, acting: Acting) -> 
     return policy.encode_episodes(rollout.observation, rollout.action, rollout.reward, Acting()).probabilities
 
 
-def policy_movement(policy: HierarchicalPolicy, rollout: Rollout) -> Movement:
-    """How far ``policy`` has moved since now, whenever it is asked: KL(then || now) of its actions, y and z
-    made anew, on average over the decisions of about two episodes of each family.
+class Movement:
+    """How far a policy has moved since it was made or last marked, whenever it is asked.
 
-    Those are enough; along all episodes it would cost an eighth of learning.
+    KL(then || now) of its actions, y and z made anew, on average over the decisions of about two episodes of
+    each family. Those are enough; along all episodes it would cost an eighth of learning.
+
+    Args:
+        policy: that learns.
+        rollout: along which it is looked at.
     """
-    some = slice(None, None, max(1, len(rollout.family) // (2 * len(rollout.families))))
-    episodes = [x[:, some] for x in (rollout.observation, rollout.action, rollout.reward)]
 
-    def now() -> Normal:
-        belief, z = policy.renewed(*episodes)
-        with torch.no_grad():
-            distribution: Normal = policy.actor(policy.normalize(episodes[0])[:-1], belief[:-1], z)
+    def __init__(self, policy: HierarchicalPolicy, rollout: Rollout) -> None:
+        some = slice(None, None, max(1, len(rollout.family) // (2 * len(rollout.families))))
+        self._policy = policy
+        self._episodes = [x[:, some] for x in (rollout.observation, rollout.action, rollout.reward)]
+        self._then = self._now = self._distribution()
+
+    @torch.no_grad()
+    def _distribution(self) -> Normal:
+        belief, z = self._policy.renewed(*self._episodes)
+        state = self._policy.normalize(self._episodes[0])[:-1]
+        distribution: Normal = self._policy.actor(state, belief[:-1], z)
         return distribution
 
-    then = now()
-    return lambda: kl_divergence(then, now()).sum(-1).mean()
+    def __call__(self) -> Tensor:
+        """The KL, a scalar."""
+        self._now = self._distribution()
+        return kl_divergence(self._then, self._now).sum(-1).mean()
+
+    def mark(self) -> None:
+        """From now on, movement is counted from where it was last asked for."""
+        self._then = self._now

@@ -14,7 +14,7 @@ from torch import Tensor
 from hmrl.compatibility import check_levels, check_network, check_rollout, check_training
 from hmrl.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
 from hmrl.descent import Step, descend, rates_of
-from hmrl.diagnostics import Movement, beliefs_of, policy_movement, rollout_metrics
+from hmrl.diagnostics import Movement, beliefs_of, rollout_metrics
 from hmrl.distributed import mean_over_ranks, rank_and_world_size, share_of
 from hmrl.functional import agreement
 from hmrl.joint import JointBatch, joint_batch, joint_loss
@@ -141,18 +141,20 @@ class HierarchicalMetaRL(pl.LightningModule):
         self._log(metrics | rollout_metrics(rollout, beliefs))
 
     def _update_upper_levels(self, rollout: Rollout, replay: TrajectoryReplay) -> Metrics:
-        """High, then intermediate level, and how far they move the policy behind PPO's back."""
+        """High, then intermediate level, those that are present, and how far each moves the policy."""
         metrics: Metrics = {}
-        for name, update in (("encoder", self._update_task_encoder), ("vae", self._update_macro_vae)):
-            moved = policy_movement(self.policy, rollout)
-            metrics |= update(replay, moved) | {f"{name}/policy_kl": moved()}
+        moved = Movement(self.policy, rollout)
+        high = "encoder", self.encoder_config, self._update_task_encoder
+        for name, config, update in (high, ("vae", self.vae_config, self._update_macro_vae)):
+            if config:
+                metrics |= update(replay, moved) | {f"{name}/policy_kl": moved()}
+                moved.mark()
         return metrics
 
     def _update_task_encoder(self, replay: TrajectoryReplay, moved: Movement) -> Metrics:
         """High level: gradient steps on replayed episodes."""
         config = self.encoder_config
-        if config is None:
-            return {}
+        assert config is not None
 
         def loss(episodes: Trajectories) -> tuple[Tensor, Metrics]:
             reward = self._learning_reward(episodes)
@@ -163,8 +165,7 @@ class HierarchicalMetaRL(pl.LightningModule):
     def _update_macro_vae(self, replay: TrajectoryReplay, moved: Movement) -> Metrics:
         """Intermediate level: gradient steps on replayed episodes."""
         config = self.vae_config
-        if config is None:
-            return {}
+        assert config is not None
 
         def loss(episodes: Trajectories) -> tuple[Tensor, Metrics]:
             return macro_vae_loss(self.policy, episodes, config, self.acting)

@@ -219,6 +219,20 @@ def test_policy_kl_is_that_of_replacing_one_level(level: str, key: str) -> None:
     assert metrics[f"{other}/policy_kl"] == 0
 
 
+def test_the_movement_of_the_second_level_is_counted_from_where_the_first_left_the_policy() -> None:
+    module = build_module(encoder_config(updates=3, lr=1e-2), vae_config(updates=3))
+    before, rollout = copy.deepcopy(module.policy), toy_rollout(module)
+    metrics = iterate(module, rollout)
+    between, after = copy.deepcopy(before), copy.deepcopy(before)
+    between.task_encoder = after.task_encoder = module.policy.task_encoder
+    after.macro_vae = module.policy.macro_vae
+    policies = [noise_free(policy, rollout) for policy in (before, between, after)]
+    for key, pair in {"encoder": policies[:2], "vae": policies[1:]}.items():
+        expected = kl_divergence(*pair).mean().item()
+        assert expected > 1e-5
+        assert metrics[f"{key}/policy_kl"] == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize(("level", "key"), [("task_encoder", "encoder"), ("macro_vae", "vae")])
 @pytest.mark.parametrize(("target_kl", "updates"), [(None, 4), (1e-12, 1), (1e9, 4)])
 def test_the_kl_target_ends_the_updates_of_its_level(
@@ -247,10 +261,11 @@ def test_the_kl_target_is_held_against_the_movement_since_the_iterations_beginni
     assert metrics["encoder/policy_kl"] == pytest.approx(moved[2])
 
 
-@pytest.mark.parametrize("levels", [(encoder_config(updates=0), vae_config(updates=0)), (None, None)])
-def test_policy_kl_is_logged_and_zero_without_updates(levels: tuple[Any, Any]) -> None:
-    metrics = iterate(build_module(*levels))
+def test_policy_kl_is_zero_without_updates_and_not_logged_without_the_level() -> None:
+    metrics = iterate(build_module(encoder_config(updates=0), vae_config(updates=0)))
     assert metrics["encoder/policy_kl"] == metrics["vae/policy_kl"] == 0
+    assert not [key for key in iterate(build_module(None, None)) if key.endswith("policy_kl")]
+    assert "vae/policy_kl" not in iterate(build_module(encoder_config(), None))
 
 
 # --- what each level is given --------------------------------------------------------------------
