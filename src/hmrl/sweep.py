@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -240,8 +241,11 @@ def main(args: Sequence[str]) -> None:
         raise UserError(f"--jobs is {options.jobs}: use 1 or more")
     runs = read(options.file).expand(options.out, options.only)
     if options.dry_run:
-        for run in runs:
-            print("finished" if run.finished() else "to do", "hmrl", *run.fit)
+        lines = (" ".join(["finished" if run.finished() else "to do", "hmrl", *run.fit]) for run in runs)
+        try:
+            print(*lines, sep="\n", flush=True)
+        except BrokenPipeError:  # whoever reads, as ``head``, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     runner = Runner(runs, options.jobs, options.keep_checkpoints)
     runner()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -201,6 +202,16 @@ def test_a_dry_run_runs_nothing(
     main([str(sweep_file), "--out", str(tmp_path / "out"), "--dry_run"])
     assert not commands.asked
     assert capsys.readouterr().out.count("to do hmrl fit") == len(ALL)
+
+
+def test_a_dry_run_may_be_read_in_part(sweep_file: Path, tmp_path: Path) -> None:
+    """As by ``head``, which closes its end of the pipe."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "hmrl", "sweep", str(sweep_file), "--out", str(tmp_path), "--dry_run"]
+    with os.fdopen(writing, "w") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
