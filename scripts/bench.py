@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from hmrl.cores import keep_to, usable_cores
+
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command hmrl does, before PyTorch is imported
 
 HORIZON = 500
@@ -208,9 +210,14 @@ def silence() -> Iterator[None]:
                 os.close(copy)
 
 
-def apart(name: str, **arguments: Any) -> dict[str, Any]:
-    """A measurement in a process of its own: what it returns, and the peak of its memory in MiB."""
-    command = [sys.executable, __file__, "--measure", json.dumps([name, arguments])]
+def apart(name: str, cores: int | None = None, **arguments: Any) -> dict[str, Any]:
+    """A measurement in a process of its own: what it returns, and the peak of its memory in MiB.
+
+    Args:
+        name: of the measurement, which is called with ``arguments``.
+        cores: how many the process may use; None for all.
+    """
+    command = [sys.executable, __file__, "--measure", json.dumps([name, cores, arguments])]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     content: dict[str, Any] = json.loads(found.splitlines()[-1])
     return content
@@ -241,8 +248,6 @@ def start_up() -> float:
 
 def simulators() -> Rates:
     """Simulators alone, and this package's collection on them."""
-    from hmrl.cores import usable_cores
-
     threads = -(-len(usable_cores()) // 10)
     return {
         "EnvPool, raw": raw_envpool(threads=threads),
@@ -272,7 +277,7 @@ def updates() -> Rates:
 def sizes() -> Rates:
     """By number of environments and of families; seconds outside the simulator per 50,000 steps; MiB."""
     found: Rates = {}
-    for benchmark, each in (("ML10", 5), ("ML10", 10), ("ML10", 20), ("ML45", 2), ("ML1", 50)):
+    for benchmark, each in (("ML10", 1), ("ML10", 5), ("ML10", 10), ("ML10", 20), ("ML45", 2), ("ML1", 50)):
         result = apart("training", benchmark=benchmark, each=each, iterations=2)
         families = {"ML10": 10, "ML45": 45, "ML1": 1}[benchmark]
         name = f"{benchmark}, {families * each} environments"
@@ -280,6 +285,22 @@ def sizes() -> Rates:
         learning = result["value"]["training_step"] * 50_000 / (families * each * HORIZON)
         found[f"{name}: learning, s per 50,000 steps"] = learning
         found[f"{name}: peak MiB"] = result["peak_mib"]
+    return found
+
+
+def threads() -> Rates:
+    """By the cores, and so the threads, that a process may use: 1, 2, 4 and so on up to all there are."""
+    found: Rates = {}
+    count, total = 1, len(usable_cores())
+    while count <= total:
+        for name, options in (
+            ("raw_envpool", {"threads": -(-count // 10)}),
+            ("collecting", {}),
+            ("training", {}),
+        ):
+            value = apart(name, cores=count, **options)["value"]
+            found[f"{name}, {count} core(s)"] = value["rate"] if isinstance(value, dict) else value
+        count = total if count < total < 2 * count else 2 * count
     return found
 
 
@@ -296,8 +317,14 @@ RATIOS = {  # name: of what, over what, and the least that it shall be
         ("training / Meta-World's stepping, k = 1", "training, k = 1", "Meta-World, sync", 1.3),
     ],
 }
-PARTS = {"simulators": simulators, "end_to_end": end_to_end, "updates": updates, "sizes": sizes}
-MEASUREMENTS = {"training": training, "collecting": collecting}
+PARTS = {
+    "simulators": simulators,
+    "end_to_end": end_to_end,
+    "updates": updates,
+    "sizes": sizes,
+    "threads": threads,
+}
+MEASUREMENTS = {"training": training, "collecting": collecting, "raw_envpool": raw_envpool}
 
 
 def main() -> None:
@@ -310,7 +337,9 @@ def main() -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        name, options = json.loads(arguments.measure)
+        name, cores, options = json.loads(arguments.measure)
+        if cores:  # before anything starts threads
+            keep_to(usable_cores()[:cores])
         value = MEASUREMENTS[name](**options)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"value": value, "peak_mib": peak}))
