@@ -31,7 +31,7 @@ from hmrl.callbacks import (
     Video,
     hold_signals,
 )
-from hmrl.compatibility import check_network, check_rollout, check_trainer
+from hmrl.compatibility import check_network, check_rollout, check_trainer, settings_since
 from hmrl.datamodule import MetaWorldDataModule
 from hmrl.distributed import is_first_process
 from hmrl.mistakes import one_sentence
@@ -172,9 +172,12 @@ class HmrlCLI(LightningCLI):
             )
         decisions = ceil(data.horizon / interval)
         episodes = len(data.families) * data.envs_per_family // world_size
-        check_rollout(model.ppo, model.vae_config, model.gradients, decisions, episodes)
+        check_rollout(model.ppo, model.vae_config, model.gradients, model.acting, decisions, episodes)
         if self._saved:
             check_network(self._saved, model, training=True)
+            new = settings_since(self._saved["hyper_parameters"], model.hparams)
+            if new and is_first_process():
+                print(f"training goes on with settings the checkpoint did not have yet: {', '.join(new)}")
             self._saved = None
         monitor = self._get(self.config, "best_checkpoint")["monitor"]
         if monitor not in (names := SuccessRate.metric_names(data.benchmark, data.modes)):

@@ -100,6 +100,21 @@ def check_network(checkpoint: Mapping[str, Any], model: Any, *, training: bool) 
         )
 
 
+def settings_since(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Settings of ``present`` that there were not yet when ``saved`` was written, each with its value.
+
+    Args: as for :func:`network_differences`.
+    """
+    found = []
+    for section, values in present.items():
+        if section not in saved:
+            found.append(f"model.{section} {values}")
+        elif isinstance(values, Mapping) and isinstance(saved[section], Mapping):
+            new = [key for key in values if key not in saved[section]]
+            found += [f"model.{section}.{key} {values[key]}" for key in new]
+    return found
+
+
 def check_levels(encoder: TaskEncoderConfig | None, vae: MacroVAEConfig | None, ppo: PPOConfig) -> None:
     """Refuse settings that need a level which is left out.
 
@@ -142,17 +157,15 @@ def check_training(
             f"model.acting.permute is {acting.permute}, but what acted must be what learns: use none, and "
             "permute in data.modes of a test"
         )
+    if gradients == "joint" and (acting.task_belief, acting.macro_action) != ("probabilities", "mean"):
+        raise UserError(
+            f"model.acting draws y as {acting.task_belief} and z as {acting.macro_action}, but with "
+            "model.gradients joint they are made anew when learning: use probabilities and mean"
+        )
     if gradients == "joint" and ppo.latents != "renewed":
         raise UserError(
             f"model.ppo.latents is {ppo.latents}, but with model.gradients joint y and z are made anew when "
             "learning: use renewed"
-        )
-    drawn = (acting.task_belief, acting.macro_action) != ("probabilities", "mean")
-    if drawn and ppo.latents == "renewed":
-        raise UserError(
-            f"model.acting draws y as {acting.task_belief} and z as {acting.macro_action}, but with "
-            "model.ppo.latents renewed they are made anew when learning, without noise: use probabilities "
-            "and mean, or set model.ppo.latents to acted"
         )
     for level, config in (("task_encoder", encoder), ("macro_vae", vae)):
         if gradients == "joint" and config and config.dropout:
@@ -178,9 +191,16 @@ def check_training(
 
 
 def check_rollout(
-    ppo: PPOConfig, vae: MacroVAEConfig | None, gradients: Gradients, decisions: int, episodes: int
+    ppo: PPOConfig,
+    vae: MacroVAEConfig | None,
+    gradients: Gradients,
+    acting: Acting,
+    decisions: int,
+    episodes: int,
 ) -> None:
     """Refuse settings that do not fit a rollout of one process.
+
+    Here, and not when an agent is built, for it is only learning that such settings cannot do.
 
     Args:
         decisions: of an episode, T.
@@ -189,6 +209,13 @@ def check_rollout(
     Raises:
         UserError: naming the setting.
     """
+    drawn = (acting.task_belief, acting.macro_action) != ("probabilities", "mean")
+    if drawn and ppo.latents == "renewed":
+        raise UserError(
+            f"model.acting draws y as {acting.task_belief} and z as {acting.macro_action}, but with "
+            "model.ppo.latents renewed they are made anew when learning, without noise: use probabilities "
+            "and mean, or set model.ppo.latents to acted"
+        )
     if (count := decisions * episodes) < ppo.minibatches:
         raise UserError(
             f"model.ppo.minibatches is {ppo.minibatches}, but the rollout of a process has only {count} "

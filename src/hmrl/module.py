@@ -123,7 +123,7 @@ class HierarchicalMetaRL(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect (done), learn the high, the intermediate and the low level, move the normaliser."""
         rollout = batch.rollout
-        check_rollout(self.ppo, self.vae_config, self.gradients, *rollout.reward.shape)
+        check_rollout(self.ppo, self.vae_config, self.gradients, self.acting, *rollout.reward.shape)
         rank, world_size = rank_and_world_size()
         beliefs = beliefs_of(self.policy, rollout, self.acting)
         with seeded(self.seed, _STREAM, rank, int(self.iteration)):

@@ -101,6 +101,18 @@ OPTIONS = [
         *("data.curriculum.blocks", "4 families with 5 environments each", "2 processes"),
     ),
     ("--model.acting.permute task_belief", "model.acting.permute", "task_belief", "use none"),
+    (
+        "--model.acting.task_belief sample",
+        *("model.ppo.latents", "y as sample and z as mean", "set model.ppo.latents to acted"),
+    ),
+    (
+        "--model.acting.macro_action sample",
+        *("model.ppo.latents", "y as probabilities and z as sample", "set model.ppo.latents to acted"),
+    ),
+    (
+        "--model.gradients joint --model.ppo.latents acted",
+        *("model.ppo.latents", "acted", "use renewed"),
+    ),
     ("--data.goals_per_family 0", "data.goals_per_family", "0", "1 or more, or null"),
     (
         "--data.goals_per_family 51 --data.backend metaworld",

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from hmrl.compatibility import network_differences
+from hmrl.compatibility import network_differences, settings_since
+from hmrl.types import Acting, UserError
 
-from .helpers import build_module, encoder_config, vae_config
+from .helpers import build_module, encoder_config, fit, iteration_batch, random_rollout, vae_config
 
 
 def hparams(**changes: Any) -> dict[str, Any]:
@@ -33,6 +34,23 @@ def test_a_checkpoint_from_before_a_setting_counts_as_its_old_value() -> None:
     assert sorted(network_differences(saved, hparams(encoder=changed))) == sorted(names)
     mixture = {"belief": "mixture", "categorical_coef": 0.0}
     assert "model.task_encoder.belief" in network_differences(saved, hparams(encoder=mixture))
+
+
+def test_settings_that_a_checkpoint_did_not_have_are_named() -> None:
+    saved, present = hparams(), hparams(ppo={"latents": "acted"})
+    assert settings_since(saved, present) == []
+    saved["ppo"] = {k: v for k, v in saved["ppo"].items() if k != "latents"}
+    del saved["gradients"]
+    assert settings_since(saved, present) == ["model.gradients isolated", "model.ppo.latents acted"]
+    saved["task_encoder"] = None
+    assert len(settings_since(saved, present)) == 2  # another network, which is refused elsewhere
+
+
+def test_an_agent_that_draws_can_be_built_but_not_trained_on_renewed_latents() -> None:
+    """As one from a checkpoint of before the setting is, to be evaluated."""
+    module = build_module(encoder_config(), vae_config(), acting=Acting(macro_action="sample"))
+    with pytest.raises(UserError, match=r"z as sample, .* set model.ppo.latents to acted"):
+        fit(module, [iteration_batch(random_rollout())])
 
 
 @pytest.mark.parametrize(("belief", "differs"), [("categorical", False), ("mixture", True)])

@@ -82,28 +82,9 @@ def test_refuses_what_end_to_end_training_would_not_heed(
     build_module(*configs)
 
 
-@pytest.mark.parametrize(
-    ("gradients", "latents", "acting", "sentence"),
-    [
-        ("joint", "acted", {}, "model.ppo.latents is acted, but with model.gradients joint .* use renewed"),
-        ("isolated", "renewed", {"task_belief": "sample"}, "draws y as sample and z as mean, .* to acted"),
-        (
-            "isolated",
-            "renewed",
-            {"macro_action": "sample"},
-            "y as probabilities and z as sample, .* to acted",
-        ),
-    ],
-)
-def test_refuses_latents_that_could_not_be_learnt_on(
-    gradients: Any, latents: str, acting: dict[str, Any], sentence: str
-) -> None:
-    options: dict[str, Any] = {"gradients": gradients, "ppo": {"latents": latents}}
-    with pytest.raises(UserError, match=sentence):
-        build_module(encoder_config(), vae_config(), **options, acting=Acting(**acting))
-    other = {"acted": "renewed", "renewed": "acted"}[latents]
-    options["ppo"] = {"latents": other}
-    build_module(encoder_config(), vae_config(), **options, acting=Acting(**acting))
+def test_end_to_end_training_always_makes_latents_anew() -> None:
+    with pytest.raises(UserError, match=r"latents is acted, but with model.gradients joint .* use renewed"):
+        agent(ppo={"latents": "acted"})
 
 
 def test_the_loss_is_the_sum_of_all() -> None:
