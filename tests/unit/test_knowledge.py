@@ -1,0 +1,75 @@
+"""The script that asks what a belief knows about families that look alike."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributions import kl_divergence
+
+from hmrl.module import HierarchicalMetaRL
+from hmrl.rollout import collect, seeded
+from hmrl.types import Acting, Rollout
+
+from .helpers import FAMILIES, ToyEnvs, build_module, encoder_config, vae_config
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    path = Path(__file__).parents[2] / "scripts" / "knowledge.py"
+    spec = importlib.util.spec_from_file_location("knowledge", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def played(agent: HierarchicalMetaRL) -> Rollout:
+    with seeded(3):
+        return collect(
+            ToyEnvs(2 * len(FAMILIES)),
+            agent.policy,
+            episode=0,
+            acting=Acting(),
+            families=FAMILIES,
+            split="train",
+            mode="training",
+        )
+
+
+def test_swapped_beliefs_are_another_familys_at_the_same_decision(script: Any) -> None:
+    agent = build_module(encoder_config(), vae_config())
+    rollout, t = played(agent), 3
+    found = script.findings(agent, rollout, [t], 1)
+    policy = agent.policy
+    state = policy.normalize(rollout.observation)[t]
+    columns = [(rollout.family == k).nonzero().flatten() for k in range(len(FAMILIES))]
+    with torch.no_grad():
+        for k, name in enumerate(FAMILIES):
+            for donor, other in enumerate(FAMILIES):
+                if donor == k:
+                    continue
+                s = state[columns[k]]
+                policies = []
+                for source in (k, donor):
+                    y = rollout.task_belief[t, columns[source]]
+                    policies.append(policy.actor(s, y, policy.macro_vae.encode(s, y).mean))  # type: ignore[union-attr]
+                expected = kl_divergence(*policies).sum(-1).mean().item()
+                got = found["kl_of_swapped_beliefs"][t][f"{name} given {other}"]
+                assert got == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    seen = rollout.observation[t, columns[1], 1].mean().item()
+    assert found["observed"][t][FAMILIES[1]] == pytest.approx(seen)
+
+
+def test_information_is_that_of_the_belief_and_not_found_by_chance(script: Any) -> None:
+    agent = build_module(encoder_config(categories=len(FAMILIES)), vae_config())
+    rollout = played(agent)
+    rollout.task_belief = torch.eye(len(FAMILIES))[rollout.family].expand(len(rollout.task_belief), -1, -1)
+    found = script.findings(agent, rollout, [0, 2], 0)
+    limit = torch.tensor(float(len(FAMILIES))).log().item()
+    assert found["information"] == {t: pytest.approx(limit, rel=1e-4) for t in (0, 2)}
+    assert all(value < limit - 0.05 for value in found["information_by_chance"].values())
