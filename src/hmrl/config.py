@@ -85,7 +85,7 @@ class TaskEncoderConfig:
         occupancy: how w_k grows with k.
         updates: gradient steps an iteration, at most.
         target_kl: end them once they have moved the policy by this KL, on average over its decisions (None:
-            never). PPO does not know of the movement, and the actor has to catch up with it.
+            never). With latents that acted PPO does not know of the movement; renewed, it undoes what harms.
         trajectories: replayed episodes a step.
         lr: learning rate (AdamW).
         weight_decay: of AdamW.
