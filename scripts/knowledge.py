@@ -107,8 +107,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file, too")
     options = parser.parse_args()
     try:
-        checkpoint.load(options.checkpoint)
-        agent = HierarchicalMetaRL.load_from_checkpoint(options.checkpoint)
+        saved = checkpoint.load(options.checkpoint)
+        agent = HierarchicalMetaRL(**saved["hyper_parameters"])
+        agent.load_state_dict(saved["state_dict"])
         if not agent.policy.categories:
             raise UserError(f"{options.checkpoint} is of an agent whose belief has no categories")
         rollout = episodes(agent, options.families, options.episodes, options.seed)

@@ -157,11 +157,8 @@ def check_training(
             f"model.acting.permute is {acting.permute}, but what acted must be what learns: use none, and "
             "permute in data.modes of a test"
         )
-    if gradients == "joint" and (acting.task_belief, acting.macro_action) != ("probabilities", "mean"):
-        raise UserError(
-            f"model.acting draws y as {acting.task_belief} and z as {acting.macro_action}, but with "
-            "model.gradients joint they are made anew when learning: use probabilities and mean"
-        )
+    if gradients == "joint":
+        _refuse_drawn(acting, "model.gradients joint", "use probabilities and mean")
     if gradients == "joint" and ppo.latents != "renewed":
         raise UserError(
             f"model.ppo.latents is {ppo.latents}, but with model.gradients joint y and z are made anew when "
@@ -190,6 +187,14 @@ def check_training(
         )
 
 
+def _refuse_drawn(acting: Acting, setting: str, right: str) -> None:
+    if (acting.task_belief, acting.macro_action) != ("probabilities", "mean"):
+        raise UserError(
+            f"model.acting draws y as {acting.task_belief} and z as {acting.macro_action}, but with "
+            f"{setting} they are made anew when learning, without noise: {right}"
+        )
+
+
 def check_rollout(
     ppo: PPOConfig,
     vae: MacroVAEConfig | None,
@@ -209,13 +214,9 @@ def check_rollout(
     Raises:
         UserError: naming the setting.
     """
-    drawn = (acting.task_belief, acting.macro_action) != ("probabilities", "mean")
-    if drawn and ppo.latents == "renewed":
-        raise UserError(
-            f"model.acting draws y as {acting.task_belief} and z as {acting.macro_action}, but with "
-            "model.ppo.latents renewed they are made anew when learning, without noise: use probabilities "
-            "and mean, or set model.ppo.latents to acted"
-        )
+    if ppo.latents == "renewed":
+        right = "use probabilities and mean, or set model.ppo.latents to acted"
+        _refuse_drawn(acting, "model.ppo.latents renewed", right)
     if (count := decisions * episodes) < ppo.minibatches:
         raise UserError(
             f"model.ppo.minibatches is {ppo.minibatches}, but the rollout of a process has only {count} "
