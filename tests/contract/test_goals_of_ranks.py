@@ -43,10 +43,13 @@ class Pool:
     def __init__(self, task: str, api: str, *, env_seed: list[int], **options: Any) -> None:
         self.task, self.seeds, self.resets = task, env_seed, 0
 
-    def reset(self) -> Any:
+    def async_reset(self) -> None:
         self.resets += 1
-        count = len(self.seeds)
-        return np.zeros((count, OBSERVATION_DIM)), {"env_id": np.arange(count)}
+
+    def recv(self) -> Any:
+        zeros = np.zeros(count := len(self.seeds))
+        info = {"env_id": np.arange(count), "success": zeros}
+        return np.zeros((count, OBSERVATION_DIM)), zeros, zeros, zeros, info
 
     def close(self) -> None:
         pass

@@ -140,7 +140,7 @@ def test_a_simulator_that_raises_is_named(backend: str, moment: str, monkeypatch
         envs = EnvPoolEnvs(families, goals, slots, 1, 10)
         envs.reset(0)
         pool = envs._pools[1]
-        monkeypatch.setattr(pool, "reset" if moment == "reset" else "recv", broken)
+        monkeypatch.setattr(pool, "async_reset" if moment == "reset" else "recv", broken)
     else:
         envs = MetaWorldEnvs(benchmark("ML10"), families, goals, slots, 1, 10)
         envs.reset(0)

@@ -81,6 +81,23 @@ class EnvPoolEnvs:
         for name, pool, members in zip(self._names, self._pools, self._members, strict=True):
             with simulator_of(name):
                 pool.send(action[members])
+        return self._answers()
+
+    def close(self) -> None:
+        """Free the simulators."""
+        for pool in self._pools:
+            pool.close()
+        self._pools = []
+        self._generation = -1
+
+    def _reset_pools(self) -> FloatArray:
+        for name, pool in zip(self._names, self._pools, strict=True):
+            with simulator_of(name):
+                pool.async_reset()  # all at once: one after another would leave most cores idle
+        return self._answers().observation
+
+    def _answers(self) -> EnvStep:
+        """Of all pools to what they were sent."""
         observation = np.empty((len(self.families), 39), dtype=np.float32)
         reward = np.empty(len(self.families), dtype=np.float32)
         success = np.empty(len(self.families), dtype=np.bool_)
@@ -92,21 +109,6 @@ class EnvPoolEnvs:
             reward[index] = pool_reward
             success[index] = info["success"] > 0.5
         return EnvStep(observation, reward, success)
-
-    def close(self) -> None:
-        """Free the simulators."""
-        for pool in self._pools:
-            pool.close()
-        self._pools = []
-        self._generation = -1
-
-    def _reset_pools(self) -> FloatArray:
-        observation = np.empty((len(self.families), 39), dtype=np.float32)
-        for name, pool, members in zip(self._names, self._pools, self._members, strict=True):
-            with simulator_of(name):
-                pool_observation, info = pool.reset()
-            observation[np.asarray(members)[info["env_id"]]] = pool_observation
-        return observation
 
     def _build(self, keys: Sequence[tuple[int, ...]]) -> None:
         self.close()
