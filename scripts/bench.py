@@ -28,7 +28,6 @@ from hmrl.cores import keep_to, usable_cores
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command hmrl does, before PyTorch is imported
 
 HORIZON = 500
-EPISODE = 100  # simulator steps of an episode where a whole one is not needed
 Rates = dict[str, float]
 
 
@@ -95,20 +94,25 @@ def raw_metaworld(strategy: str, steps: int = 100) -> float:
     return rate
 
 
-def collecting(
-    backend: str = "envpool", benchmark: str = "ML10", each: int = 10, k: int = 2, horizon: int = HORIZON
-) -> float:
-    """This package's ``collect`` with an untrained agent of the default configuration, resets included."""
+def data_of(benchmark: str = "ML10", each: int = 10, backend: str = "envpool") -> Any:
+    """A data module with ``each`` environments a family."""
     from hmrl.datamodule import MetaWorldDataModule
+
+    families = ["reach"] if benchmark == "ML1" else []
+    return MetaWorldDataModule(benchmark, families, backend=backend, envs_per_family=each)  # type: ignore[arg-type]
+
+
+def collecting(backend: str = "envpool", benchmark: str = "ML10", each: int = 10, k: int = 2) -> float:
+    """This package's ``collect`` with an untrained agent of the default configuration, resets included."""
     from hmrl.envs.benchmarks import Goals
     from hmrl.module import HierarchicalMetaRL
     from hmrl.rollout import collect
 
-    data = MetaWorldDataModule(benchmark=benchmark, backend=backend, envs_per_family=each, horizon=horizon)
+    data = data_of(benchmark, each, backend)
     model = HierarchicalMetaRL(
         data.families, data.observation_dim, data.action_dim, data.ego_indices, decision_interval=k
     )
-    envs = data.make_envs(backend, Goals("train", 1, None, 0), each)  # type: ignore[arg-type]
+    envs = data.make_envs(backend, Goals("train", 1, None, 0), each)
 
     def episode(number: int) -> Any:
         return collect(
@@ -134,12 +138,11 @@ def training(k: int = 2, benchmark: str = "ML10", each: int = 10, iterations: in
 
     The first iteration, which builds the simulators, is left out.
     """
-    from hmrl.datamodule import MetaWorldDataModule
     from hmrl.module import HierarchicalMetaRL
     from hmrl.trainer import make_trainer
 
     gamma = {1: 0.9925, 2: 0.985}[k]  # the same discount a simulator step
-    data = MetaWorldDataModule(benchmark=benchmark, envs_per_family=each)
+    data = data_of(benchmark, each)
     model = HierarchicalMetaRL(
         data.families,
         data.observation_dim,
@@ -220,8 +223,10 @@ def apart(name: str, cores: int | None = None, **arguments: Any) -> dict[str, An
         cores: how many the process may use; None for all.
     """
     command = [sys.executable, __file__, "--measure", json.dumps([name, cores, arguments])]
-    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    content: dict[str, Any] = json.loads(found.splitlines()[-1])
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"the measurement {name} of {arguments} failed:\n{done.stderr}")
+    content: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return content
 
 
@@ -248,6 +253,11 @@ def start_up() -> float:
 # --- parts of the benchmark ---------------------------------------------------------------------------
 
 
+def starting() -> Rates:
+    """Seconds until training begins."""
+    return {"start to first training step, s (at most 20)": start_up()}
+
+
 def simulators() -> Rates:
     """Simulators alone, and this package's collection on them."""
     threads = -(-len(usable_cores()) // 10)
@@ -257,7 +267,7 @@ def simulators() -> Rates:
         "collect, k = 2": collecting(k=2),
         "Meta-World, sync": raw_metaworld("sync"),
         "Meta-World, async": raw_metaworld("async"),
-        "collect on Meta-World, k = 2": collecting(backend="metaworld", each=2, horizon=EPISODE),
+        "collect on Meta-World, k = 2": collecting(backend="metaworld", each=2),
     }
 
 
@@ -279,7 +289,7 @@ def updates() -> Rates:
 def sizes() -> Rates:
     """By number of environments and of families; seconds outside the simulator per 50,000 steps; MiB."""
     found: Rates = {}
-    for benchmark, each in (("ML10", 1), ("ML10", 5), ("ML10", 10), ("ML10", 20), ("ML45", 2), ("ML1", 50)):
+    for benchmark, each in SIZES:
         result = apart("training", benchmark=benchmark, each=each, iterations=2)
         families = {"ML10": 10, "ML45": 45, "ML1": 1}[benchmark]
         name = f"{benchmark}, {families * each} environments"
@@ -306,6 +316,7 @@ def threads() -> Rates:
     return found
 
 
+SIZES = (("ML10", 1), ("ML10", 5), ("ML10", 10), ("ML10", 20), ("ML45", 2), ("ML1", 50))  # each a family
 _LEARNING = "learning, s per 50,000 steps"
 RATIOS = {  # name: of what, over what, and what it shall be
     "simulators": [
@@ -340,6 +351,7 @@ PARTS = {
     "updates": updates,
     "sizes": sizes,
     "threads": threads,
+    "starting": starting,
 }
 MEASUREMENTS = {"training": training, "collecting": collecting, "raw_envpool": raw_envpool}
 
@@ -362,6 +374,7 @@ def main() -> None:
         print(json.dumps({"value": value, "peak_mib": peak}))
         return
     found: dict[str, Any] = {"platform": platform.platform(), "cores": os.cpu_count()}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for part in arguments.only:
         runs = []
         for repeat in range(arguments.repeats):
@@ -379,11 +392,7 @@ def main() -> None:
             wanted = f"   ({ratio['target']})" if ratio["target"] else ""
             spread = f"[{ratio['least']:.2f}, {ratio['most']:.2f}]"
             print(f"  {name:<50}{ratio['median']:>12.2f} {spread}{wanted}")
-    if arguments.only == list(PARTS):
-        found["start_up_s"] = median(start_up() for _ in range(arguments.repeats))
-        print(f"  start to first training step, seconds: {found['start_up_s']:.1f} (at most 20)")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+        arguments.out.write_text(json.dumps(found, indent=2) + "\n")  # a later part may fail
     print(f"results: {arguments.out}")
 
 

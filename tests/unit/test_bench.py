@@ -1,0 +1,57 @@
+"""The benchmark's arithmetic; that it runs is tried by running it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def bench() -> Any:
+    path = Path(__file__).parents[2] / "scripts" / "bench.py"
+    spec = spec_from_file_location("bench", path)
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_size_is_one_of_a_benchmark(bench: Any) -> None:
+    for benchmark, each in bench.SIZES:
+        data = bench.data_of(benchmark, each)
+        assert len(data.families) == {"ML1": 1, "ML10": 10, "ML45": 45}[benchmark]
+        assert data.envs_per_family == each
+
+
+def test_ratios_are_medians_of_ratios_and_known_after_each_part(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2, 3 and 10 over 1, 2 and 20; the second part fails."""
+    answers = iter([{"fast": 2.0, "slow": 1.0}, {"fast": 3.0, "slow": 2.0}, {"fast": 10.0, "slow": 20.0}])
+
+    def failing() -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench, "PARTS", {"race": lambda: next(answers), "fall": failing})
+    monkeypatch.setattr(bench, "RATIOS", {"race": [("fast / slow", "fast", "slow", "at least 1.4")]})
+    out = tmp_path / "deep" / "bench.json"
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--out", str(out)])
+    with pytest.raises(ZeroDivisionError):
+        bench.main()
+    race = json.loads(out.read_text())["race"]
+    assert race["median"] == {"fast": 3, "slow": 2}
+    assert race["ratios"] == {
+        "fast / slow": {"median": 1.5, "least": 0.5, "most": 2, "target": "at least 1.4"}
+    }
+    assert "1.50 [0.50, 2.00]   (at least 1.4)" in capsys.readouterr().out
+
+
+def test_a_measurement_that_fails_says_why(bench: Any) -> None:
+    with pytest.raises(SystemExit, match=r"(?s)the measurement collecting of .* failed:.*UserError:.*ML99"):
+        bench.apart("collecting", benchmark="ML99")
