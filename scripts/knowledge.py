@@ -69,7 +69,7 @@ def findings(
     found: dict[str, Any] = {name: {} for name in names}
     generator = torch.Generator().manual_seed(0)
     for t in decisions:
-        probabilities = belief[t, :, : policy.categories]
+        probabilities = policy.by_variable(belief[t])
         found["information"][t] = float(mutual_information(probabilities, rollout.family, count))
         shuffled = rollout.family[torch.randperm(len(rollout.family), generator=generator)]
         found["information_by_chance"][t] = float(mutual_information(probabilities, shuffled, count))
@@ -110,7 +110,7 @@ def main() -> None:
         saved = checkpoint.load(options.checkpoint)
         agent = HierarchicalMetaRL(**saved["hyper_parameters"])
         agent.load_state_dict(saved["state_dict"])
-        if not agent.policy.categories:
+        if not agent.policy.categorical_entries:
             raise UserError(f"{options.checkpoint} is of an agent whose belief has no categories")
         rollout = episodes(agent, options.families, options.episodes, options.seed)
         decisions = [t for t in options.decisions if t < len(rollout.action)]

@@ -112,7 +112,7 @@ def mixture_loss(
             + w KL(q(y | c) || uniform)
     """
     about = questions(policy, episodes, config.mixture_samples)
-    out, weight = sequence.out[about.asked], sequence.probabilities[about.asked]
+    out, weight = sequence.out[about.asked], sequence.probabilities[about.asked].squeeze(-2)
     mean, std = encoder.components(out)
     posterior = Normal(mean, std, validate_args=False)
     x = posterior.rsample()  # [M, N, K, L]

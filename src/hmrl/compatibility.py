@@ -12,7 +12,7 @@ from hmrl.types import Acting, UserError
 _NETWORK: dict[str, tuple[str, ...]] = {
     "": ("families", "observation_dim", "action_dim", "ego_indices", "decision_interval", "macro_interval"),
     "task_encoder": (
-        *("belief", "categories", "cell", "hidden", "embedding_hidden", "head_hidden"),
+        *("belief", "categories", "variables", "cell", "hidden", "embedding_hidden", "head_hidden"),
         *("reward_embedding", "context_reward"),
     ),
     "macro_vae": ("encoder_hidden", "decoder_hidden"),
@@ -20,7 +20,10 @@ _NETWORK: dict[str, tuple[str, ...]] = {
 }
 _MIXTURE = ("latent", "decoder_hidden")  # of the task encoder, where its belief is one
 # What was the case before there was a setting for it.
-_BEFORE = {"macro_interval": 1, "belief": "categorical", "reward_embedding": 1, "context_reward": "plain"}
+_BEFORE = {
+    **{"macro_interval": 1, "belief": "categorical", "variables": 1},
+    **{"reward_embedding": 1, "context_reward": "plain"},
+}
 # Settings that decide what the command line does not set itself.
 _SET_BY = {
     "families": " (by data.benchmark)",
@@ -179,6 +182,11 @@ def check_training(
         raise UserError(
             "model.task_encoder.belief is continuous and has no categories: set "
             "model.task_encoder.categorical_coef and occupancy_coef to 0"
+        )
+    if encoder and encoder.belief != "categorical" and encoder.variables != 1:
+        raise UserError(
+            f"model.task_encoder.variables is {encoder.variables}, but only a categorical belief has "
+            f"several: use 1, or set model.task_encoder.belief, which is {encoder.belief}, to categorical"
         )
     if encoder and encoder.belief == "mixture" and encoder.reward_coef:
         raise UserError(

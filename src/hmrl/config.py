@@ -60,6 +60,7 @@ class TaskEncoderConfig:
         belief: "categorical" (HiMeta), "continuous" (the recurrent state's projection, as in RL2) or
             "mixture" (a Gaussian mixture, as in SD); see :mod:`hmrl.networks.task_encoder`.
         categories: K, the categories of the belief y; the width of a continuous one.
+        variables: G, how many categorical variables y consists of, each of K categories.
         cell: recurrent cell.
         hidden: its width.
         embedding_hidden: hidden widths of the state, action and reward embeddings.
@@ -94,6 +95,7 @@ class TaskEncoderConfig:
 
     belief: Belief = "categorical"
     categories: int = 10
+    variables: int = 1
     cell: Cell = "gru"
     hidden: int = 256
     embedding_hidden: tuple[int, int, int] = (64, 32, 16)
@@ -132,6 +134,7 @@ class TaskEncoderConfig:
             mixture_kl_coef=NOT_NEGATIVE,
             mixture_samples=AT_LEAST_1,
             categories=AT_LEAST_1,
+            variables=AT_LEAST_1,
             cell=one_of(Cell),
             hidden=AT_LEAST_1,
             embedding_hidden=THREE_WIDTHS,

@@ -21,7 +21,7 @@ def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor
     curriculum, are not logged, and means over the others are named ``..._in_block``.
 
     Args:
-        probabilities: of the belief's categories at each step (:func:`beliefs_of`). ``[T+1, B, K or 0]``
+        probabilities: of the belief's categories at each step (:func:`beliefs_of`). ``[T+1, B, G, K or 0]``
     """
     success = rollout.ever_success.double()
     by_episode = rollout.success.double().unflatten(0, (rollout.episodes, -1))  # [E, T / E, B]
@@ -64,14 +64,15 @@ def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor
 def belief_metrics(probabilities: Tensor, rollout: Rollout) -> dict[str, Tensor]:
     """Collective. Entropy of beliefs, E H(q), and of their mean, H(E q), and I(category; family).
 
-    A collapsed encoder shows a marginal entropy near 0, an uninformative one no family information.
+    A collapsed encoder shows a marginal entropy near 0, an uninformative one no family information. Entropies
+    of several variables are added up; family information is that of the one that says most.
     """
     belief = probabilities.flatten(0, 1)
     family = rollout.family.expand(probabilities.shape[:2]).flatten()
     mean = mean_over_ranks(belief.mean(0))
     return {
-        "encoder/entropy": entropy(belief).mean(),
-        "encoder/marginal_entropy": entropy(mean),
+        "encoder/entropy": entropy(belief).sum(-1).mean(),
+        "encoder/marginal_entropy": entropy(mean).sum(),
         "encoder/largest_category": mean.max(),
         "encoder/family_information": mutual_information(belief, family, len(rollout.families)),
     }
@@ -81,10 +82,11 @@ def belief_metrics(probabilities: Tensor, rollout: Rollout) -> dict[str, Tensor]
 def beliefs_of(policy: HierarchicalPolicy, rollout: Rollout, acting: Acting) -> Tensor:
     """Probabilities of the belief's categories along a rollout that ``policy``, unchanged since, has made.
 
-    Where it acted on samples of them, they are made anew: a sample is no distribution. ``[T+1, B, K or 0]``
+    Where it acted on samples of them, they are made anew: a sample is no distribution.
+    ``[T+1, B, G, K or 0]``
     """
-    if acting.task_belief == "probabilities" or not policy.categories:
-        return rollout.task_belief[..., : policy.categories]
+    if acting.task_belief == "probabilities" or not policy.categorical_entries:
+        return policy.by_variable(rollout.task_belief)
     policy.eval()
     return policy.encode_episodes(rollout.observation, rollout.action, rollout.reward, Acting()).probabilities
 

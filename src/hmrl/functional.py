@@ -154,12 +154,12 @@ def goal_steps(
     - ``constant_discretisation`` (CD): the next multiple of n;
     - ``constant_margin`` (CM): n decisions ahead;
     - ``sub_task`` (ST): the first step of the next segment, segments ending where the most probable
-      category changes; never more than ``n_max`` ahead.
+      category, of any variable, changes; never more than ``n_max`` ahead.
     All end at T, and in a trial of several episodes at the last observation of the episode: its last
     decision, after which only the trial's last episode has an observation on record, has itself for goal.
 
     Args:
-        probabilities: beliefs, ``[T+1, B, K]``; only ST looks at them.
+        probabilities: beliefs, ``[T+1, B, ..., K]``; only ST looks at them.
         episodes: of the trial, E, each of T / E decisions.
 
     Returns:
@@ -176,7 +176,7 @@ def goal_steps(
         goal = t + n
     else:
         category = probabilities.argmax(-1)
-        changed = category[1:] != category[:-1]  # at step t+1, for t in 0..T-1
+        changed = (category[1:] != category[:-1]).reshape(last, batch, -1).any(-1)  # at t+1, t in 0..T-1
         at = torch.where(changed, t + 1, last)
         next_change = at.flip(0).cummin(0).values.flip(0)
         goal = torch.minimum(next_change, t + n_max)
@@ -218,17 +218,19 @@ def entropy(probabilities: Tensor) -> Tensor:
 def categorical_regulariser(probabilities: Tensor, form: Categorical) -> Tensor:
     """Collective. log K - H, a scalar to be minimised, in [0, log K]; E is over all ranks' samples.
 
+    Of several variables, the mean.
+
     - ``conditional``: H = E H(q_t), the authors' code; alone, best when each belief says nothing.
     - ``marginal``: H = H(E q_t); all categories get used, each belief may be certain.
     - ``information``: H = H(E q_t) - E H(q_t), the mutual information of category and context; all
       categories get used, and each belief is pushed to be certain.
 
     Args:
-        probabilities: ``[T, B, K]``.
+        probabilities: ``[T, B, ..., K]``.
     """
     k = probabilities.shape[-1]
-    flat = probabilities.reshape(-1, k)
-    conditional, marginal = entropy(flat).mean(), entropy(mean_over_ranks(flat.mean(0)))
+    flat = probabilities.flatten(0, 1)
+    conditional, marginal = entropy(flat).mean(), entropy(mean_over_ranks(flat.mean(0))).mean()
     h = {"conditional": conditional, "marginal": marginal, "information": marginal - conditional}[form]
     return math.log(k) - h
 
@@ -249,11 +251,16 @@ def occupancy_weights(categories: int, form: Occupancy) -> Tensor:
 def mutual_information(probabilities: Tensor, group: Tensor, groups: int) -> Tensor:
     """Collective. I(category; group) = H(E q) - E_group H(E[q | group]) in nats, weighted by samples.
 
+    Of several variables, that of the one that says most, so never more than all of them say.
+
     Args:
-        probabilities: ``[N, K]``.
+        probabilities: ``[N, ..., K]``.
         group: ``[N]`` long.
     """
     onehot = one_hot(group, groups).to(probabilities.dtype)
-    count, sums = sum_over_ranks(onehot.sum(0)), sum_over_ranks(onehot.T @ probabilities)
-    means = sums / count.clamp(min=1).unsqueeze(1)
-    return entropy(sums.sum(0) / count.sum()) - (count / count.sum() * entropy(means)).sum()
+    flat = probabilities.reshape(len(group), -1)
+    count, sums = sum_over_ranks(onehot.sum(0)), sum_over_ranks(onehot.T @ flat)
+    sums = sums.unflatten(-1, (-1, probabilities.shape[-1]))  # [groups, G, K]
+    means = sums / count.clamp(min=1).view(-1, 1, 1)
+    conditional = ((count / count.sum()).unsqueeze(-1) * entropy(means)).sum(0)
+    return (entropy(sums.sum(0) / count.sum()) - conditional).max()

@@ -158,7 +158,7 @@ def analyse(
         probe["chance"] = 1 / len(np.unique(family))
     present = {name: family == i for i, name in enumerate(episodes.families) if (family == i).any()}
     first = {name: int(np.flatnonzero(mine)[0]) for name, mine in present.items()}  # never a chosen one
-    belief = episodes.task_belief[..., : policy.categories].cpu().numpy()
+    belief = episodes.task_belief[..., : policy.categorical_entries].cpu().numpy()
     success = episodes.success.cpu().numpy()
     return Findings(
         families=tuple(present),

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
+from hmrl.build import build_policy
 from hmrl.compatibility import check_levels, check_network, check_rollout, check_training
 from hmrl.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
 from hmrl.descent import Step, descend, rates_of
@@ -29,7 +30,6 @@ from hmrl.losses import (
     task_encoder_loss,
 )
 from hmrl.normalizer import RewardScaler
-from hmrl.policy import build_policy
 from hmrl.replay import TrajectoryReplay
 from hmrl.rollout import seeded
 from hmrl.stream import Batch

@@ -187,6 +187,7 @@ OPTIONS = [
     ("--model.task_encoder.value_coef -1", "model.task_encoder.value_coef", "-1.0", "0 or more"),
     ("--model.task_encoder.lr nan", "model.task_encoder.lr", "nan", "a number"),
     ("--model.task_encoder.lr .inf", "model.task_encoder.lr", "inf", "positive and finite"),
+    ("--model.task_encoder.variables 0", "model.task_encoder.variables", "0", "at least 1"),
     ("--model.task_encoder.reward_embedding 0", "model.task_encoder.reward_embedding", "0", "at least 1"),
     ("--model.task_encoder.reward_coef -1", "model.task_encoder.reward_coef", "-1.0", "0 or more"),
     ("--model.task_encoder.reward_samples 0", "model.task_encoder.reward_samples", "0", "at least 1"),

@@ -21,7 +21,7 @@ def test_a_checkpoint_from_before_a_setting_counts_as_its_old_value() -> None:
     saved = hparams()
     for name in ("macro_interval", "gradients"):
         del saved[name]
-    before = ("belief", "reward_embedding", "context_reward", "reward_coef")
+    before = ("belief", "variables", "reward_embedding", "context_reward", "reward_coef")
     saved["task_encoder"] = {
         k: v
         for k, v in saved["task_encoder"].items()
@@ -29,7 +29,7 @@ def test_a_checkpoint_from_before_a_setting_counts_as_its_old_value() -> None:
     }
     assert network_differences(saved, hparams()) == {}
     assert list(network_differences(saved, hparams(macro_interval=2))) == ["model.macro_interval"]
-    changed = {"reward_embedding": 2, "context_reward": "log", "reward_coef": 1.0}
+    changed = {"variables": 2, "reward_embedding": 2, "context_reward": "log", "reward_coef": 1.0}
     names = [f"model.task_encoder.{name}" for name in changed]
     assert sorted(network_differences(saved, hparams(encoder=changed))) == sorted(names)
     mixture = {"belief": "mixture", "categorical_coef": 0.0}

@@ -172,7 +172,7 @@ def absent() -> tuple[Any, Any]:
 @pytest.mark.parametrize("episodes", [1, 2])
 def test_metrics_of_a_rollout_leave_an_absent_family_out(episodes: int) -> None:
     with_absent, without = (replace(rollout, episodes=episodes) for rollout in absent())
-    metrics, expected = (rollout_metrics(r, r.task_belief) for r in (with_absent, without))
+    metrics, expected = (rollout_metrics(r, r.task_belief.unsqueeze(-2)) for r in (with_absent, without))
     assert {name.replace("_in_block", "") for name in metrics} == expected.keys()
     assert "rollout/success/push" not in metrics
     assert "rollout/success/mean" not in metrics  # it is not of all training families
@@ -186,7 +186,7 @@ def test_metrics_of_a_rollout_leave_an_absent_family_out(episodes: int) -> None:
 
 def test_nothing_is_known_about_one_family_alone() -> None:
     rollout = random_rollout(episodes=2, family=torch.tensor([1, 1]), families=("reach", "push"))
-    metrics = rollout_metrics(rollout, rollout.task_belief)
+    metrics = rollout_metrics(rollout, rollout.task_belief.unsqueeze(-2))
     assert "encoder/entropy" in metrics
     assert "encoder/family_information" not in metrics
 

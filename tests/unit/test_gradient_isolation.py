@@ -172,9 +172,7 @@ def test_the_encoders_gradient_is_that_of_a_semi_gradient_value_loss() -> None:
     parameters = list(policy.task_encoder.parameters())
     got = torch.autograd.grad(loss, parameters)
 
-    belief = policy.encode_episodes(
-        rollout.observation, rollout.action, rollout.reward, Acting()
-    ).probabilities
+    belief = policy.encode_episodes(rollout.observation, rollout.action, rollout.reward, Acting()).belief
     value = policy.critic(policy.normalize(rollout.observation), belief)
     gamma, lam, v = module.ppo.gamma, module.ppo.gae_lambda, value.detach()
     total: Tensor = torch.zeros(())

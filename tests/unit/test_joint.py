@@ -188,7 +188,7 @@ def test_a_loss_that_is_not_finite_names_the_levels_and_the_family() -> None:
 def test_a_continuous_belief_is_memory_without_categories() -> None:
     module = rl2()
     policy = module.policy
-    assert policy.categories == 0
+    assert policy.categorical_entries == 0
     rollout = rollout_of(module)
     assert rollout.task_belief.shape[-1] == 3
     assert rollout.task_belief.abs().max() < 1

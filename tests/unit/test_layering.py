@@ -39,7 +39,7 @@ GRAPH = {name: imports(path) for name, path in MODULES.items()}
 
 
 def test_imports_are_seen() -> None:
-    assert {"hmrl.policy", "hmrl.losses"} <= GRAPH["hmrl.module"]
+    assert {"hmrl.build", "hmrl.losses"} <= GRAPH["hmrl.module"]
     assert "hmrl.checkpoint" in GRAPH["hmrl.cli"]  # from hmrl import checkpoint
 
 

@@ -108,7 +108,7 @@ def test_unscored_and_unknown_families_are_errors() -> None:
 
 def test_training_metrics_against_numpy() -> None:
     rollout = uneven(11, 0)
-    metrics = rollout_metrics(rollout, rollout.task_belief)
+    metrics = rollout_metrics(rollout, rollout.task_belief.unsqueeze(-2))
     family, success = rollout.family.numpy(), rollout.success.numpy()
     so_far = np.maximum.accumulate(success, axis=0).mean(0)
     per_family = {name: success.max(0)[family == i].mean() for i, name in enumerate(FAMILIES)}

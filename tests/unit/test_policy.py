@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from hmrl.build import build_policy
 from hmrl.config import ActorCriticConfig
 from hmrl.losses import macro_vae_loss
 from hmrl.module import HierarchicalMetaRL
-from hmrl.policy import HierarchicalPolicy, _donors, build_policy
+from hmrl.policy import HierarchicalPolicy, _donors
 from hmrl.rollout import collect, seeded
 from hmrl.types import Acting, Rollout, UserError
 

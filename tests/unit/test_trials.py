@@ -91,7 +91,7 @@ def test_every_episode_has_an_outcome() -> None:
     metric.update(outcomes)
     scores = metric.compute()
     assert [scores[f].success for f in FAMILIES] == pytest.approx([2 / 3, 1 / 3])
-    metrics = rollout_metrics(rollout, rollout.task_belief)
+    metrics = rollout_metrics(rollout, rollout.task_belief.unsqueeze(-2))
     assert float(metrics["rollout/success/mean"]) == pytest.approx(0.5)
     by_number = [float(metrics[f"rollout/success_in_episode_{n}/mean"]) for n in (1, 2, 3)]
     assert by_number == [0.5, 0.5, 0.5]
@@ -104,7 +104,7 @@ def test_success_so_far_begins_anew_with_each_episode() -> None:
     final = torch.zeros(4, dtype=torch.bool)
     rollout = replace(random_rollout(2, 2 * T, success=success, final_success=final), episodes=2)
     assert float(
-        rollout_metrics(rollout, rollout.task_belief)["rollout/success_time_avg/mean"]
+        rollout_metrics(rollout, rollout.task_belief.unsqueeze(-2))["rollout/success_time_avg/mean"]
     ) == pytest.approx(0.5 / T)
 
 

@@ -18,21 +18,25 @@ class TaskEncoder(nn.Module):
     Each part of the context has its own small tanh embedding as wide as itself, the reward's as wide as it
     is told; the two states share theirs. A recurrent cell and an MLP lead to K logits.
 
+    With G variables there are K logits for each, and y is all of them side by side, as in DreamerV2 (Hafner
+    et al. 2021): together they tell K^G cases apart, one variable as wide no more than G * K.
+
     Args:
         state_dim, action_dim: widths S and A.
-        categories: K.
+        categories: K, of each variable.
+        variables: G; HiMeta has one.
         cell: recurrent cell.
         hidden: its width H.
         embedding_hidden: hidden widths of the state, action and reward embeddings.
         reward_embedding: width of the reward's.
         head_hidden: hidden widths of the MLP between cell and logits.
         dropout: in that MLP, in training mode only.
-        outputs: of the MLP, if others than the K logits.
+        outputs: of the MLP, if others than the G * K logits.
         reward_decoder_hidden: hidden widths of the decoder of rewards (:func:`hmrl.beliefs.reward_loss`);
             None for no decoder.
 
     Attributes:
-        categories: how many of the belief's entries, the first ones, are a distribution; 0 if none are.
+        variables, categories: the belief's first G * K entries are G distributions; K is 0 if none are.
         belief_dim: width of the belief.
     """
 
@@ -42,6 +46,7 @@ class TaskEncoder(nn.Module):
         action_dim: int,
         *,
         categories: int,
+        variables: int = 1,
         cell: Literal["gru", "lstm"],
         hidden: int,
         embedding_hidden: tuple[int, int, int],
@@ -52,7 +57,8 @@ class TaskEncoder(nn.Module):
         reward_decoder_hidden: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.categories = self.belief_dim = categories
+        self.categories, self.variables = categories, variables
+        self.belief_dim = variables * categories
         self.hidden = hidden
         self.embed_state = mlp(state_dim, [embedding_hidden[0]], state_dim, nn.Tanh)
         self.embed_action = mlp(action_dim, [embedding_hidden[1]], action_dim, nn.Tanh)
@@ -60,10 +66,10 @@ class TaskEncoder(nn.Module):
         recurrent = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
         self.recurrent = recurrent(2 * state_dim + action_dim + reward_embedding, hidden)
         self.num_states = 2 if cell == "lstm" else 1
-        self.head = mlp(hidden, head_hidden, outputs or categories, nn.ReLU, dropout=dropout)
+        self.head = mlp(hidden, head_hidden, outputs or self.belief_dim, nn.ReLU, dropout=dropout)
         self.reward_decoder: nn.Module | None = None
         if reward_decoder_hidden is not None:
-            seen = categories + 2 * state_dim + action_dim
+            seen = self.belief_dim + 2 * state_dim + action_dim
             self.reward_decoder = mlp(seen, reward_decoder_hidden, 1, nn.Tanh)
 
     def initial_hidden(self, batch_size: int, device: torch.device) -> tuple[Tensor, ...]:
@@ -78,7 +84,7 @@ class TaskEncoder(nn.Module):
         state: Tensor,
         hidden: tuple[Tensor, ...],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What the belief is made of (logits ``[T, B, K]``) and the new recurrent state.
+        """What the belief is made of (logits ``[T, B, G * K]``) and the new recurrent state.
 
         Args:
             previous_state, state: normalised, ``[T, B, S]``.
@@ -99,8 +105,14 @@ class TaskEncoder(nn.Module):
         return self.head(out), last if self.num_states == 2 else (last,)
 
     def probabilities(self, out: Tensor) -> Tensor:
-        """The categories' probabilities ``[..., K]`` from what :meth:`forward` gave."""
-        return out.softmax(-1)
+        """The categories' probabilities ``[..., G, K]`` from what :meth:`forward` gave."""
+        probabilities: Tensor = self.by_variable(out).softmax(-1)
+        return probabilities
+
+    def by_variable(self, belief: Tensor) -> Tensor:
+        """The entries of a belief, or of logits, that are about categories. ``[..., G, K]``"""
+        entries = belief[..., : self.variables * self.categories]
+        return entries.reshape(*belief.shape[:-1], self.variables, self.categories)
 
     def belief(self, out: Tensor, *, sample: bool, temperature: float) -> Tensor:
         """y for critic and actor ``[..., belief_dim]``: probabilities, or a Gumbel-softmax sample.
@@ -110,7 +122,9 @@ class TaskEncoder(nn.Module):
             sample: draw.
             temperature: of the Gumbel-softmax.
         """
-        return gumbel_softmax(out, tau=temperature) if sample else self.probabilities(out)
+        if sample:
+            return gumbel_softmax(self.by_variable(out), tau=temperature).flatten(-2)
+        return self.probabilities(out).flatten(-2)
 
 
 class ContinuousEncoder(TaskEncoder):
@@ -121,10 +135,6 @@ class ContinuousEncoder(TaskEncoder):
     def __init__(self, *args: int, categories: int, **options: object) -> None:
         super().__init__(*args, categories=categories, **options)  # type: ignore[arg-type]
         self.categories = 0
-
-    def probabilities(self, out: Tensor) -> Tensor:
-        """There are none. ``[..., 0]``"""
-        return out[..., :0]
 
     def belief(self, out: Tensor, *, sample: bool, temperature: float) -> Tensor:
         """The projection, in (-1, 1); there is nothing to draw."""
@@ -172,10 +182,6 @@ class MixtureEncoder(TaskEncoder):
         parts = out[..., self.categories :].unflatten(-1, (self.categories, 2 * self.latent))
         mean, log_std = parts.chunk(2, dim=-1)
         return mean, log_std.clamp(-5, 2).exp()
-
-    def probabilities(self, out: Tensor) -> Tensor:
-        """q(y | c). ``[..., K]``"""
-        return out[..., : self.categories].softmax(-1)
 
     def belief(self, out: Tensor, *, sample: bool, temperature: float) -> Tensor:
         """q(y | c), or a Gumbel-softmax sample, and the mean of x under it. ``[..., K + L]``"""
