@@ -11,6 +11,8 @@ from hmrl.functional import agreement, chance_agreement, entropy, mutual_informa
 from hmrl.policy import HierarchicalPolicy
 from hmrl.types import Acting, Rollout
 
+_EPISODES = 20  # along which movement is looked at, on each rank
+
 
 def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor]:
     """Collective. Success and return per family, and how belief and macro-action are used.
@@ -94,8 +96,8 @@ def beliefs_of(policy: HierarchicalPolicy, rollout: Rollout, acting: Acting) -> 
 class Movement:
     """How far a policy has moved since it was made or last marked, whenever it is asked.
 
-    KL(then || now) of its actions, y and z made anew, on average over the decisions of about two episodes of
-    each family. Those are enough; along all episodes it would cost an eighth of learning.
+    KL(then || now) of its actions, y and z made anew, on average over the decisions of about twenty episodes
+    of different families. Those are enough; along all episodes it would cost an eighth of learning.
 
     Args:
         policy: that learns.
@@ -103,7 +105,7 @@ class Movement:
     """
 
     def __init__(self, policy: HierarchicalPolicy, rollout: Rollout) -> None:
-        some = slice(None, None, max(1, len(rollout.family) // (2 * len(rollout.families))))
+        some = slice(None, None, max(1, len(rollout.family) // _EPISODES))
         self._policy = policy
         self._episodes = [x[:, some] for x in (rollout.observation, rollout.action, rollout.reward)]
         self._then = self._now = self._distribution()

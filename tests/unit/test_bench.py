@@ -8,6 +8,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 
@@ -55,3 +56,11 @@ def test_ratios_are_medians_of_ratios_and_known_after_each_part(
 def test_a_measurement_that_fails_says_why(bench: Any) -> None:
     with pytest.raises(SystemExit, match=r"(?s)the measurement collecting of .* failed:.*UserError:.*ML99"):
         bench.apart("collecting", benchmark="ML99")
+
+
+def test_peak_memory_is_the_measured_processs_own(bench: Any) -> None:
+    """However much the parent has had."""
+    much = np.ones(1 << 27)  # 1 GiB
+    found = bench.apart("raw_envpool", each=1, steps=2)
+    assert much[-1] == 1
+    assert 50 < found["peak_mib"] < 1000
