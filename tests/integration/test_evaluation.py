@@ -137,7 +137,7 @@ def test_every_mode_acts_as_it_says(trained: Run, tmp_path: Path) -> None:
         sequence = trained.module.policy.encode_episodes(
             rollout.observation, rollout.action, rollout.reward, Acting()
         )
-        own = torch.allclose(sequence.probabilities, rollout.task_belief, atol=1e-6)
+        own = torch.allclose(sequence.belief, rollout.task_belief, atol=1e-6)
         assert own == (rollout.mode != "shuffled")
 
 
