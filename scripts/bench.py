@@ -1,7 +1,7 @@
 """How fast is it? Ratios, each measured within one run; medians over repeats, also as JSON.
 
-python scripts/bench.py                                  # everything, about three quarters of an hour on two cores
-python scripts/bench.py --only simulators updates        # parts of it
+python scripts/bench.py                              # everything, three quarters of an hour on two cores
+python scripts/bench.py --only simulators updates    # parts of it
 """
 
 from __future__ import annotations
