@@ -250,21 +250,16 @@ sys.exit("there was no training step")
 """
 
 
-def start_up() -> float:
+def starting() -> Rates:
     """Seconds from the start of ``hmrl fit`` to the first training step, its rollout included."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", _UNTIL_TRAINING, "fit", "--config", "configs/ml10.yaml"]
         started = time.perf_counter()
         subprocess.run([*command, "--run_dir", folder], check=True, capture_output=True)
-        return time.perf_counter() - started
+        return {"start to first training step, s (at most 20)": time.perf_counter() - started}
 
 
 # --- parts of the benchmark ---------------------------------------------------------------------------
-
-
-def starting() -> Rates:
-    """Seconds until training begins."""
-    return {"start to first training step, s (at most 20)": start_up()}
 
 
 def simulators() -> Rates:
@@ -300,7 +295,7 @@ def sizes() -> Rates:
     found: Rates = {}
     for benchmark, each in SIZES:
         result = apart("training", benchmark=benchmark, each=each, iterations=2)
-        families = {"ML10": 10, "ML45": 45, "ML1": 1}[benchmark]
+        families = len(data_of(benchmark, each).families)
         name = f"{benchmark}, {families * each} environments"
         found[f"{name}: steps a second"] = result["value"]["rate"]
         learning = result["value"]["training_step"] * 50_000 / (families * each * HORIZON)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncode
 from hmrl.module import HierarchicalMetaRL
 from hmrl.policy import HierarchicalPolicy
 from hmrl.replay import TrajectoryReplay
+from hmrl.rollout import collect, seeded
 from hmrl.stream import RolloutStream
 from hmrl.types import EnvStep, Rollout, Trajectories
 
@@ -180,3 +183,27 @@ class ToyEnvs:
 
     def close(self) -> None:
         pass
+
+
+def play(
+    agent: HierarchicalMetaRL, envs: ToyEnvs | None = None, *, key: Sequence[int], **changes: Any
+) -> Rollout:
+    """A training rollout of ``agent`` in a toy world, on the random stream ``key``.
+
+    Args:
+        changes: of what :func:`hmrl.rollout.collect` is given.
+    """
+    options: dict[str, Any] = {"episode": 0, "acting": agent.acting, "families": FAMILIES}
+    options |= {"split": "train", "mode": "training"} | changes
+    with seeded(*key):
+        return collect(envs or ToyEnvs(), agent.policy, **options)
+
+
+def load_script(name: str) -> Any:
+    """The module of ``scripts/NAME.py``."""
+    spec = spec_from_file_location(name, Path(__file__).parents[2] / "scripts" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -17,11 +17,10 @@ from hmrl.diagnostics import beliefs_of, rollout_metrics
 from hmrl.losses import imputation_loss
 from hmrl.module import HierarchicalMetaRL
 from hmrl.networks.task_encoder import MixtureEncoder
-from hmrl.rollout import collect, seeded
+from hmrl.rollout import seeded
 from hmrl.types import Acting, Rollout
 
 from .helpers import (
-    FAMILIES,
     A,
     B,
     K,
@@ -32,6 +31,7 @@ from .helpers import (
     encoder_config,
     fit,
     iteration_batch,
+    play,
     random_rollout,
     trajectories,
     vae_config,
@@ -53,16 +53,7 @@ def mixture() -> HierarchicalMetaRL:
 
 
 def played(module: HierarchicalMetaRL, horizon: int = 7) -> Rollout:
-    with seeded(1, 2):
-        return collect(
-            ToyEnvs(horizon=horizon),
-            module.policy,
-            episode=0,
-            acting=module.acting,
-            families=FAMILIES,
-            split="train",
-            mode="training",
-        )
+    return play(module, ToyEnvs(horizon=horizon), key=[1, 2])
 
 
 def test_a_mixtures_belief_is_its_categories_and_its_mean() -> None:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from .helpers import load_script
+
 
 @pytest.fixture
 def bench() -> Any:
-    path = Path(__file__).parents[2] / "scripts" / "bench.py"
-    spec = spec_from_file_location("bench", path)
-    assert spec
-    assert spec.loader
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bench")
 
 
 def test_every_size_is_one_of_a_benchmark(bench: Any) -> None:

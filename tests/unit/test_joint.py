@@ -13,10 +13,10 @@ from hmrl.functional import gae
 from hmrl.joint import JointBatch, joint_batch, joint_loss
 from hmrl.losses import actor_loss, critic_loss, imputation_loss, ppo_samples
 from hmrl.module import HierarchicalMetaRL
-from hmrl.rollout import collect, seeded
+from hmrl.rollout import seeded
 from hmrl.types import Acting, Rollout, UserError
 
-from .helpers import FAMILIES, ToyEnvs, build_module, encoder_config, fit, iteration_batch, vae_config
+from .helpers import ToyEnvs, build_module, encoder_config, fit, iteration_batch, play, vae_config
 
 RL2 = {"belief": "continuous", "categorical_coef": 0.0}
 
@@ -31,16 +31,7 @@ def rl2() -> HierarchicalMetaRL:
 
 
 def rollout_of(module: HierarchicalMetaRL, batch: int = 6) -> Rollout:
-    with seeded(1, 2):
-        return collect(
-            ToyEnvs(batch),
-            module.policy,
-            episode=0,
-            acting=Acting(),
-            families=FAMILIES,
-            split="train",
-            mode="training",
-        )
+    return play(module, ToyEnvs(batch), key=[1, 2], acting=Acting())
 
 
 def batch_of(module: HierarchicalMetaRL) -> JointBatch:

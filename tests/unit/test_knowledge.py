@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,34 +9,18 @@ import torch
 from torch.distributions import kl_divergence
 
 from hmrl.module import HierarchicalMetaRL
-from hmrl.rollout import collect, seeded
 from hmrl.types import Acting, Rollout
 
-from .helpers import FAMILIES, ToyEnvs, build_module, encoder_config, vae_config
+from .helpers import FAMILIES, ToyEnvs, build_module, encoder_config, load_script, play, vae_config
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    path = Path(__file__).parents[2] / "scripts" / "knowledge.py"
-    spec = importlib.util.spec_from_file_location("knowledge", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("knowledge")
 
 
 def played(agent: HierarchicalMetaRL) -> Rollout:
-    with seeded(3):
-        return collect(
-            ToyEnvs(2 * len(FAMILIES)),
-            agent.policy,
-            episode=0,
-            acting=Acting(),
-            families=FAMILIES,
-            split="train",
-            mode="training",
-        )
+    return play(agent, ToyEnvs(2 * len(FAMILIES)), key=[3], acting=Acting())
 
 
 def test_swapped_beliefs_are_another_familys_at_the_same_decision(script: Any) -> None:

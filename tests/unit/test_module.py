@@ -15,19 +15,17 @@ import hmrl.module
 from hmrl.functional import log_reward
 from hmrl.module import HierarchicalMetaRL
 from hmrl.policy import HierarchicalPolicy
-from hmrl.rollout import collect, seeded
 from hmrl.types import Acting, Rollout
 
 from .helpers import (
-    FAMILIES,
     B,
     T,
-    ToyEnvs,
     build_module,
     encoder_config,
     fit,
     inside_fit,
     iteration_batch,
+    play,
     random_rollout,
     vae_config,
 )
@@ -36,16 +34,7 @@ ONE_STEP = {"epochs": 1, "minibatches": 1}
 
 
 def toy_rollout(module: HierarchicalMetaRL) -> Rollout:
-    with seeded(5):
-        return collect(
-            ToyEnvs(),
-            module.policy,
-            episode=0,
-            acting=module.acting,
-            families=FAMILIES,
-            split="train",
-            mode="training",
-        )
+    return play(module, key=[5])
 
 
 def iterate(module: HierarchicalMetaRL, rollout: Rollout | None = None) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,12 @@ import pytest
 from hmrl.replay import TrajectoryReplay
 from hmrl.types import UserError
 
-from .helpers import build_module, encoder_config, random_rollout, vae_config
+from .helpers import build_module, encoder_config, load_script, random_rollout, vae_config
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    path = Path(__file__).parents[2] / "scripts" / "offline_beliefs.py"
-    spec = importlib.util.spec_from_file_location("offline_beliefs", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("offline_beliefs")
 
 
 def checkpoint(episodes: int = 5) -> dict[str, Any]:

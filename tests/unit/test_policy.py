@@ -15,12 +15,10 @@ from hmrl.config import ActorCriticConfig
 from hmrl.losses import macro_vae_loss
 from hmrl.module import HierarchicalMetaRL
 from hmrl.policy import HierarchicalPolicy, _donors
-from hmrl.rollout import collect, seeded
 from hmrl.types import Acting, Rollout, UserError
 
 from .helpers import (
     EGO,
-    FAMILIES,
     A,
     B,
     K,
@@ -30,6 +28,7 @@ from .helpers import (
     build_module,
     encoder_config,
     full_module,
+    play,
     random_rollout,
     trajectories,
     vae_config,
@@ -51,16 +50,7 @@ def policy() -> HierarchicalPolicy:
 def roll(
     module: HierarchicalMetaRL, acting: Acting | None = None, batch: int = B, horizon: int = 7
 ) -> Rollout:
-    with seeded(5):
-        return collect(
-            ToyEnvs(batch, horizon),
-            module.policy,
-            episode=0,
-            acting=acting or Acting(),
-            families=FAMILIES,
-            split="train",
-            mode="training",
-        )
+    return play(module, ToyEnvs(batch, horizon), key=[5], acting=acting or Acting())
 
 
 def beliefs(policy: HierarchicalPolicy, rollout: Rollout) -> Tensor:

@@ -15,10 +15,21 @@ from hmrl.functional import goal_steps
 from hmrl.losses import macro_vae_loss
 from hmrl.metrics import FamilyOutcomes
 from hmrl.replay import TrajectoryReplay, deal
-from hmrl.rollout import collect, seeded
 from hmrl.types import Acting, Rollout, UserError
 
-from .helpers import FAMILIES, B, K, S, T, ToyEnvs, full_module, random_rollout, trajectories, vae_config
+from .helpers import (
+    FAMILIES,
+    B,
+    K,
+    S,
+    T,
+    ToyEnvs,
+    full_module,
+    play,
+    random_rollout,
+    trajectories,
+    vae_config,
+)
 
 E = 3
 
@@ -33,17 +44,7 @@ class RepeatingEnvs(ToyEnvs):
 
 def trial(module: Any, episode: int = 2) -> tuple[Rollout, RepeatingEnvs]:
     envs = RepeatingEnvs()
-    with seeded(1, 2):
-        rollout = collect(
-            envs,
-            module.policy,
-            episode=episode,
-            episodes=E,
-            acting=Acting(),
-            families=FAMILIES,
-            split="train",
-            mode="training",
-        )
+    rollout = play(module, envs, key=[1, 2], episode=episode, episodes=E, acting=Acting())
     return rollout, envs
 
 

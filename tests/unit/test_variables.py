@@ -13,29 +13,15 @@ from hmrl.diagnostics import beliefs_of, rollout_metrics
 from hmrl.functional import categorical_regulariser, entropy, goal_steps, mutual_information
 from hmrl.losses import task_encoder_loss
 from hmrl.module import HierarchicalMetaRL
-from hmrl.rollout import collect, seeded
-from hmrl.types import Acting, Rollout, Trajectories, UserError
+from hmrl.types import Acting, Trajectories, UserError
 
-from .helpers import FAMILIES, B, K, ToyEnvs, build_module, encoder_config, vae_config
+from .helpers import B, K, build_module, encoder_config, play, vae_config
 
 G = 4
 
 
 def several(**changes: Any) -> HierarchicalMetaRL:
     return build_module(encoder_config(variables=G, **changes), vae_config(goal="sub_task"))
-
-
-def played(module: HierarchicalMetaRL) -> Rollout:
-    with seeded(1):
-        return collect(
-            ToyEnvs(),
-            module.policy,
-            episode=0,
-            acting=module.acting,
-            families=FAMILIES,
-            split="train",
-            mode="training",
-        )
 
 
 def random_beliefs(*shape: int) -> Tensor:
@@ -92,7 +78,7 @@ def test_a_sub_task_ends_where_any_variable_changes() -> None:
 
 def test_what_is_logged_adds_entropies_up() -> None:
     module = several()
-    rollout = played(module)
+    rollout = play(module, key=[1])
     q = beliefs_of(module.policy, rollout, Acting())
     assert q.shape == (*rollout.task_belief.shape[:2], G, K)
     metrics = rollout_metrics(rollout, q)
@@ -105,7 +91,7 @@ def test_what_is_logged_adds_entropies_up() -> None:
 def test_all_levels_learn_from_it() -> None:
     """With rewards predicted and every regulariser on, each variable's logits are moved."""
     module = several(reward_coef=1.0, categorical_coef=0.1, occupancy_coef=0.1)
-    rollout, encoder = played(module), module.policy.task_encoder
+    rollout, encoder = play(module, key=[1]), module.policy.task_encoder
     assert encoder
     assert module.encoder_config
     episodes = Trajectories(

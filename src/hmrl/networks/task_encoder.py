@@ -185,7 +185,6 @@ class MixtureEncoder(TaskEncoder):
 
     def belief(self, out: Tensor, *, sample: bool, temperature: float) -> Tensor:
         """q(y | c), or a Gumbel-softmax sample, and the mean of x under it. ``[..., K + L]``"""
-        logits = out[..., : self.categories]
-        category = gumbel_softmax(logits, tau=temperature) if sample else logits.softmax(-1)
+        category = super().belief(out, sample=sample, temperature=temperature)
         mean, _ = self.components(out)
         return torch.cat([category, (category.unsqueeze(-1) * mean).sum(-2)], dim=-1)
