@@ -1,7 +1,7 @@
 """How fast is it? Ratios, each measured within one run; medians over repeats, also as JSON.
 
 python scripts/bench.py                              # everything, three quarters of an hour on two cores
-python scripts/bench.py --only simulators updates    # parts of it
+python scripts/bench.py --only simulators updates    # some parts; the file keeps the others
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from hmrl.cores import keep_to, usable_cores
+from hmrl.provenance import provenance
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command hmrl does, before PyTorch is imported
 
@@ -298,8 +299,8 @@ def sizes() -> Rates:
         families = len(data_of(benchmark, each).families)
         name = f"{benchmark}, {families * each} environments"
         found[f"{name}: steps a second"] = result["value"]["rate"]
-        learning = result["value"]["training_step"] * 50_000 / (families * each * HORIZON)
-        found[f"{name}: {_LEARNING}"] = learning
+        for label, part in ((_LEARNING, "training_step"), (_LOW_LEVEL, "_update_actor_critic")):
+            found[f"{name}: {label}"] = result["value"][part] * 50_000 / (families * each * HORIZON)
         found[f"{name}: peak MiB"] = result["peak_mib"]
     return found
 
@@ -322,6 +323,7 @@ def threads() -> Rates:
 
 SIZES = (("ML10", 1), ("ML10", 5), ("ML10", 10), ("ML10", 20), ("ML45", 2), ("ML1", 50))  # each a family
 _LEARNING = "learning, s per 50,000 steps"
+_LOW_LEVEL = "actor and critic, s per 50,000 steps"  # the others take so many gradient steps an iteration
 RATIOS = {  # name: of what, over what, and what it shall be
     "simulators": [
         ("collect / raw simulator, k = 1", "collect, k = 1", "EnvPool, raw", "at least 0.70"),
@@ -339,6 +341,12 @@ RATIOS = {  # name: of what, over what, and what it shall be
             "learning per step, 200 / 50 environments",
             f"ML10, 200 environments: {_LEARNING}",
             f"ML10, 50 environments: {_LEARNING}",
+            "at most 1.1",
+        ),
+        (
+            "actor and critic per step, 200 / 50 environments",
+            f"ML10, 200 environments: {_LOW_LEVEL}",
+            f"ML10, 50 environments: {_LOW_LEVEL}",
             "at most 1.1",
         ),
         (
@@ -376,8 +384,8 @@ def main() -> None:
         value = MEASUREMENTS[name](**options)
         print(json.dumps({"value": value, "peak_mib": peak_mib()}))
         return
-    found: dict[str, Any] = {"platform": platform.platform(), "cores": os.cpu_count()}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for part in arguments.only:
         runs = []
         for repeat in range(arguments.repeats):
@@ -388,7 +396,9 @@ def main() -> None:
         for name, over, under, target in RATIOS.get(part, []):
             each = [run[over] / run[under] for run in runs]
             ratios[name] = {"median": median(each), "least": min(each), "most": max(each), "target": target}
-        found[part] = {"median": middle, "ratios": ratios, "repeats": runs}
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        code = {"cores": os.cpu_count(), "finished": finished, **provenance()}
+        found[part] = {"median": middle, "ratios": ratios, "repeats": runs, "code": code}
         for name, value in middle.items():
             print(f"  {name:<50}{value:>12,.{0 if value > 100 else 2}f}")
         for name, ratio in ratios.items():

@@ -5,8 +5,8 @@ python scripts/knowledge.py results/ml10-20m/default/agent.weights.ckpt --famili
 Fresh episodes on EnvPool with fresh goals. At some decisions: I(category; family) in nats among these
 families (of at most the logarithm of their number, and what shuffled families would give: few episodes
 look informed); the KL by which the policy in a family's states moves where the beliefs are another family's
-at the same decision; and, by family, the mean of one dimension of the observation (6: the height of
-Meta-World's first object, in metres).
+at the same decision (beliefs and macro-actions without noise, whatever the agent acted on); and, by family,
+the mean of one dimension of the observation (6: the height of Meta-World's first object, in metres).
 """
 
 from __future__ import annotations
@@ -23,25 +23,38 @@ from torch.distributions import kl_divergence
 
 from hmrl import checkpoint
 from hmrl.datamodule import MetaWorldDataModule
-from hmrl.envs.benchmarks import Goals
+from hmrl.envs.benchmarks import Goals, benchmark
 from hmrl.functional import mutual_information
 from hmrl.module import HierarchicalMetaRL
 from hmrl.rollout import collect, seeded
-from hmrl.types import Rollout, UserError
+from hmrl.types import Acting, Rollout, UserError
+
+_SEEN = ("goals_shown", "horizon", "perturbation")  # settings of what the agent sees
 
 
-def episodes(agent: HierarchicalMetaRL, families: list[str], each: int, seed: int) -> Rollout:
-    """``each`` episodes of each family as in training, on goals of their own."""
+def episodes(
+    agent: HierarchicalMetaRL, trained: dict[str, Any], families: list[str], each: int, seed: int
+) -> Rollout:
+    """``each`` episodes of each family as in training, on goals of their own.
+
+    Args:
+        trained: settings of the data module that the agent was trained with.
+    """
     data = MetaWorldDataModule(
         benchmark="custom",
         train_families=families,
-        test_families=["door-close"],  # never played
+        test_families=[next(f for f in benchmark("ML10").test if f not in families)],  # never played
         envs_per_family=each,
         seed=seed,
+        **{name: value for name, value in trained.items() if name in _SEEN},
     )
     if data.observation_dim != agent.policy.observation_dim:
-        raise UserError("the agent sees another observation than Meta-World's own: it cannot be played here")
-    envs = data.make_envs("envpool", Goals("train", seed, None, 0), each)
+        raise UserError(
+            f"the agent sees {agent.policy.observation_dim} numbers, not the {data.observation_dim} that "
+            "Meta-World shows: it cannot be played here"
+        )
+    goals = Goals("train", seed, None, 0)
+    envs = data.seen_envs("envpool", goals, each, data.perturbation, 0, goal_visible=data.goals_shown)
     with seeded(seed):
         rollout = collect(
             envs,
@@ -64,6 +77,8 @@ def findings(
     policy, count = agent.policy, len(rollout.families)
     state = policy.normalize(rollout.observation)
     belief = rollout.task_belief
+    if agent.acting.task_belief == "sample":  # a draw is no distribution
+        belief, _ = policy.renewed(rollout.observation, rollout.action, rollout.reward)
     by_family = rollout.family.argsort(stable=True).unflatten(0, (count, -1))
     names = ("information", "information_by_chance", "kl_of_swapped_beliefs", "observed")
     found: dict[str, Any] = {name: {} for name in names}
@@ -79,7 +94,7 @@ def findings(
         }
 
         def policy_given(y: torch.Tensor, at: int = t) -> torch.distributions.Normal:
-            return policy.actor(state[at], y, policy.macro_action(state[at], y, agent.acting))
+            return policy.actor(state[at], y, policy.macro_action(state[at], y, Acting()))
 
         own = policy_given(belief[t])
         swapped = {}
@@ -112,7 +127,8 @@ def main() -> None:
         agent.load_state_dict(saved["state_dict"])
         if not agent.policy.categorical_entries:
             raise UserError(f"{options.checkpoint} is of an agent whose belief has no categories")
-        rollout = episodes(agent, options.families, options.episodes, options.seed)
+        trained = saved["datamodule_hyper_parameters"]
+        rollout = episodes(agent, trained, options.families, options.episodes, options.seed)
         decisions = [t for t in options.decisions if t < len(rollout.action)]
         found = findings(agent, rollout, decisions, options.dimension)
     except UserError as mistake:

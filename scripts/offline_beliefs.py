@@ -5,8 +5,10 @@ python scripts/offline_beliefs.py runs/reward_prediction/checkpoints/last.ckpt
 A belief is categorical:K, categorical:GxK (G variables of K categories each) or continuous:WIDTH. Each
 encoder starts anew, with the settings of the checkpoint otherwise, and learns to predict the rewards of
 other steps of the episode (hmrl.beliefs.reward_loss), nothing else. Printed: the squared error on episodes
-that were held out, in deviations of the contexts' rewards (1: nothing known), the mean and each seed's, and
-seconds an update. What an encoder learns in training, where episodes change with it, may differ.
+that were held out, in deviations of the contexts' rewards over all of training, the mean and each seed's, and
+seconds an update. It compares beliefs on the same episodes, no more: part of a reward is given away by the
+step that is asked about, whatever the belief; and what an encoder learns in training, where episodes change
+with it, may differ.
 """
 
 from __future__ import annotations
@@ -74,6 +76,8 @@ def learn(
     """Seconds an update of ``policy``'s task encoder."""
     encoder = policy.task_encoder
     assert encoder
+    policy.eval()  # as in training: dropout in what learns only
+    encoder.train()
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     started = time.perf_counter()
     for _ in range(updates):
@@ -127,6 +131,7 @@ def compare(
                 unknown = policy.load_state_dict(moments, strict=False).unexpected_keys
                 assert not unknown, unknown
                 for name in ("before", "after"):
+                    policy.eval()
                     with torch.no_grad(), seeded(0):  # the same questions each time
                         result[name].append(float(error_of(policy, tested, _QUESTIONS)))
                     if name == "before":

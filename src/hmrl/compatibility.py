@@ -173,6 +173,11 @@ def check_training(
                 f"model.{level}.dropout is {config.dropout}, but with model.gradients joint it would change "
                 "the policy whose ratios are formed: use 0"
             )
+        if gradients == "joint" and config and config.target_kl is not None:
+            raise UserError(
+                f"model.{level}.target_kl is {config.target_kl}, but with model.gradients joint no level has "
+                "updates of its own that it could end: use null"
+            )
     if gradients == "joint" and encoder and encoder.value_coef != 1:
         raise UserError(
             f"model.task_encoder.value_coef is {encoder.value_coef}, but with model.gradients joint the "

@@ -85,8 +85,8 @@ class TaskEncoderConfig:
         occupancy_coef: weight of sum_k w_k y_k.
         occupancy: how w_k grows with k.
         updates: gradient steps an iteration, at most.
-        target_kl: end them once they have moved the policy by this KL, on average over its decisions (None:
-            never). With latents that acted PPO does not know of the movement; renewed, it undoes what harms.
+        target_kl: end them with the one that has moved the policy by this KL, on average over its decisions
+            (None: never). A single one may move it farther (lower ``lr`` then), and is not taken back.
         trajectories: replayed episodes a step.
         lr: learning rate (AdamW).
         weight_decay: of AdamW.
@@ -248,7 +248,8 @@ class PPOConfig:
         epochs: passes over the rollout.
         minibatches: gradient steps a pass.
         entropy_coef: weight of the policy's entropy.
-        target_kl: stop the epochs of this iteration once the mean approximate KL exceeds it (None: never).
+        target_kl: stop this iteration's epochs once the mean approximate KL to the policy that acted exceeds
+            it (None: never). With latents renewed it holds what the upper levels moved, too: set it higher.
         latents: which y and z the low level learns on: those that "acted", or "renewed" by the upper levels
             as they have become in this iteration. Then the ratios are those of the whole policy, and the clip
             holds back what all three levels change, not the low level alone.

@@ -52,6 +52,14 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return x + (sum_over_ranks(x.detach()) / world_size - x.detach())
 
 
+def exceeds(x: Tensor, limit: float | None) -> bool:
+    """Collective. Whether the mean of ``x`` over ranks exceeds ``limit``, which None never is.
+
+    The same on every rank, to the last bit: a rank that went on alone would wait for the others for ever.
+    """
+    return limit is not None and float(sum_over_ranks(x) / rank_and_world_size()[1]) > limit
+
+
 def gather(value: T) -> list[T]:
     """Collective. Every rank's ``value``, in the order of ranks."""
     _, world_size = rank_and_world_size()

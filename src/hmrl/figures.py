@@ -96,11 +96,11 @@ def displacement_scatter(
 def decoder_bars(
     informed: Mapping[str, Mapping[str, float]], uninformed: Mapping[str, Mapping[str, float]]
 ) -> Figure:
-    """Relative error of the decoder: a bar a family given z, a mark for z = 0.
+    """Relative error of the decoder: a bar a family given z, a mark for z's average.
 
     Args:
         informed: split -> family -> error in units of that of predicting no motion.
-        uninformed: the same with z = 0.
+        uninformed: the same given the average z.
     """
     names = [(split, family) for split, errors in informed.items() for family in errors]
     figure = _figure(0.45 * len(names) + 2, 3.6)
@@ -111,7 +111,7 @@ def decoder_bars(
             at, list(informed[split].values()), width=0.7, color=_COLOURS[split], label=f"{split}, given z"
         )
     without = [uninformed[split][family] for split, family in names]
-    ax.scatter(range(len(names)), without, marker="_", s=150, color=_INK, label="given z = 0", zorder=3)
+    ax.scatter(range(len(names)), without, marker="_", s=150, color=_INK, label="given z's average", zorder=3)
     ax.axhline(1, color=_MUTED, linewidth=1, linestyle="--", label="predicting no motion")
     ax.set_xticks(range(len(names)), [family for _, family in names], rotation=40, ha="right")
     ax.set_ylabel("decoder error", fontsize=9)

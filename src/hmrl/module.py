@@ -16,7 +16,7 @@ from hmrl.compatibility import check_levels, check_network, check_rollout, check
 from hmrl.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
 from hmrl.descent import Step, descend, rates_of
 from hmrl.diagnostics import Movement, beliefs_of, rollout_metrics
-from hmrl.distributed import mean_over_ranks, rank_and_world_size, share_of
+from hmrl.distributed import exceeds, rank_and_world_size, share_of
 from hmrl.functional import agreement
 from hmrl.joint import JointBatch, joint_batch, joint_loss
 from hmrl.losses import (
@@ -180,7 +180,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         for _ in range(config.updates):
             batch = replay.sample(share_of(config.trajectories)).to(self.device)
             log.append(self._descend({level: config.max_grad_norm}, loss, batch))
-            if config.target_kl is not None and mean_over_ranks(moved()) > config.target_kl:
+            if config.target_kl is not None and exceeds(moved(), config.target_kl):
                 break
         return average(log) | {f"updates/{level}": torch.tensor(float(len(log)), device=self.device)}
 
@@ -225,8 +225,7 @@ class HierarchicalMetaRL(pl.LightningModule):
             for index in torch.randperm(count).to(self.device).tensor_split(ppo.minibatches):
                 log.append(update(index))
                 self.policy.actor.project()
-            kl = average(log)["ppo/approx_kl"]
-            if ppo.target_kl is not None and mean_over_ranks(kl) > ppo.target_kl:
+            if exceeds(average(log)["ppo/approx_kl"], ppo.target_kl):
                 break
         return average(log) | {"ppo/epochs": torch.tensor(float(epochs), device=self.device)}
 

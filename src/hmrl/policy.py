@@ -179,7 +179,7 @@ class HierarchicalPolicy(nn.Module):
         state = self.normalize(observation)
         if self.task_encoder is None:
             nothing = state.new_zeros(*state.shape[:-1], 0)
-            return BeliefSequence(nothing.unsqueeze(-1), nothing, nothing)
+            return BeliefSequence(nothing.unsqueeze(-2), nothing, nothing)
         first = torch.zeros_like(state[:1])
         no_reward = self.normalize_reward(torch.zeros_like(reward[:1]))
         logits, _ = self.task_encoder(

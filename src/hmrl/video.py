@@ -149,16 +149,16 @@ class Caption(NamedTuple):
     title: str
     step: int  # simulator steps since the episode began
     solved: bool  # at this step or before
-    belief: tuple[float, ...]  # that the agent acts on, K numbers
+    belief: tuple[float, ...]  # that the agent acts on, a probability a category
 
 
-def caption(rollout: Rollout, step: int, decision_interval: int) -> Caption:
+def caption(rollout: Rollout, step: int, decision_interval: int, categories: int) -> Caption:
     """The caption of the first environment after ``step`` simulator steps of a one-episode rollout.
 
     Success is known per decision, so that it may show some simulator steps early, fewer than a decision has.
     """
     decided = -(-step // decision_interval)
-    belief = rollout.task_belief[step // decision_interval, 0]
+    belief = rollout.task_belief[step // decision_interval, 0, :categories]
     return Caption(
         f"{rollout.split} {rollout.families[int(rollout.family[0])]}",
         step,
@@ -185,27 +185,35 @@ def captioned(picture: Picture, said: Caption) -> Picture:
     draw.text((width - 6, height + 3), elapsed, _TEXT, font, anchor="ra")
     success = ("solved", _SOLVED) if said.solved else ("not solved yet", _UNSOLVED)
     draw.text((6, height + 23), *success, font)
-    bars = "task belief" if said.belief else "no task belief"
+    bars = "task belief" if said.belief else "no categorical belief"
     draw.text((width - 6, height + 26), bars, _TEXT, small, anchor="ra")
     top, bottom = height + 46, height + 80
     slot = (width - 8) / max(len(said.belief), 1)
+    gap = 2 if slot > 8 else 1
     for k, p in enumerate(said.belief):
         left, color = 4 + k * slot, _LARGEST if p == max(said.belief) else _BAR
-        draw.rectangle((left + 2, bottom - round(p * (bottom - top)), left + slot - 3, bottom), color)
+        right = max(left + gap, left + slot - gap - 1)  # a pixel at least
+        draw.rectangle((left + gap, bottom - round(p * (bottom - top)), right, bottom), color)
         if slot >= 26:  # else numbers would overlap
             draw.text((left + slot / 2, bottom + 2), f"{p:.2f}", _TEXT, small, anchor="ma")
     return np.asarray(canvas)
 
 
-def film(pictures: Iterable[tuple[int, Picture]], rollout: Rollout, decision_interval: int) -> list[Picture]:
+def film(
+    pictures: Iterable[tuple[int, Picture]], rollout: Rollout, decision_interval: int, categories: int
+) -> list[Picture]:
     """Captioned pictures of a rollout's first environment.
 
     Args:
         pictures: what :class:`FilmedEnvs` took while the rollout was collected.
         rollout: of one episode an environment.
         decision_interval: the agent's.
+        categories: how many entries of the agent's belief are probabilities, the first ones.
     """
-    return [captioned(picture, caption(rollout, step, decision_interval)) for step, picture in pictures]
+    return [
+        captioned(picture, caption(rollout, step, decision_interval, categories))
+        for step, picture in pictures
+    ]
 
 
 def write(path: Path, pictures: Sequence[Picture], every: int) -> None:

@@ -28,7 +28,7 @@ from integration.toy import STEPS, ToyDataModule, ToyEnvs, tiny_module, toy_data
 
 ENVS = 4  # a family, over all processes
 ITERATIONS = 2  # in the first, the normaliser has seen nothing yet
-EPOCHS = 3
+EPOCHS = UPDATES = 3  # at most
 # Adam makes a step of any gradient, however small: with steps, rounding would move weights apart. Without,
 # every gradient is taken at the same weights, those of the beginning.
 NO_STEP = {"lr": 1e-30, "weight_decay": 0.0, "max_grad_norm": 1e9}
@@ -104,9 +104,26 @@ class Learning(pl.Callback):
         self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 
-def module_for(data: Any, categorical: Any, target_kl: float | None) -> HierarchicalMetaRL:
+class AsMoved:
+    """In the place of ``Movement``: what the upper levels are said to have moved the policy by."""
+
+    kl: tuple[float, ...] = (0.0, 0.0)
+
+    def __init__(self, policy: Any, rollout: Any) -> None: ...
+
+    def __call__(self) -> Tensor:
+        return torch.tensor(self.kl[rank_and_world_size()[0]])
+
+    def mark(self) -> None: ...
+
+
+def module_for(
+    data: Any, categorical: Any, target_kl: float | None, upper_target_kl: float | None
+) -> HierarchicalMetaRL:
     """The default losses; small networks, and beliefs that differ between contexts, as fresh ones do not."""
     torch.manual_seed(5)
+    updates = 1 if upper_target_kl is None else UPDATES
+    upper = {"updates": updates, "target_kl": upper_target_kl, "trajectories": EVERYTHING, **NO_STEP}
     module = tiny_module(
         data,
         task_encoder=TaskEncoderConfig(
@@ -115,11 +132,9 @@ def module_for(data: Any, categorical: Any, target_kl: float | None) -> Hierarch
             embedding_hidden=(8, 4, 4),
             head_hidden=(8,),
             categorical=categorical,
-            updates=1,
-            trajectories=EVERYTHING,
-            **NO_STEP,
+            **upper,
         ),
-        macro_vae=MacroVAEConfig((8,), (8,), n=2, updates=1, trajectories=EVERYTHING, **NO_STEP),
+        macro_vae=MacroVAEConfig((8,), (8,), n=2, **upper),
         actor_critic=ActorCriticConfig((8,), (8,)),
         ppo=PPOConfig(
             epochs=EPOCHS,
@@ -145,15 +160,16 @@ def learn(
     categorical: str = "information",
     target_kl: float | None = None,
     kl: tuple[float, ...] = (0.0, 0.0),
+    upper_target_kl: float | None = None,
 ) -> dict[str, Any]:
-    """A real fit, and what each level learnt from."""
+    """A real fit, and what each level learnt from; ``kl`` is by which levels have moved the policy."""
     data = toy_data(
         FixedRollouts,
         envs_per_family=ENVS,
         replay_trajectories=EVERYTHING,
         validation=EvaluationConfig(2, 2),  # not used, but it must divide
     )
-    data.kl = kl
+    data.kl = kl if upper_target_kl is None else (0.0, 0.0)
     advantages: list[Tensor] = []
 
     def recorded(policy: Any, rollout: Any, *arguments: Any) -> Any:
@@ -165,11 +181,14 @@ def learn(
     with ExitStack() as patches:
         patches.enter_context(patch.object(hmrl.module, "ppo_samples", recorded))
         patches.enter_context(patch.object(Normal, "rsample", noise_of_the_sample))
+        if upper_target_kl is not None:
+            patches.enter_context(patch.object(AsMoved, "kl", kl))
+            patches.enter_context(patch.object(hmrl.module, "Movement", AsMoved))
         run = fit(
             folder,
             ITERATIONS * STEPS * 2,
             data=data,
-            module=module_for(data, categorical, target_kl),
+            module=module_for(data, categorical, target_kl, upper_target_kl),
             callbacks=[seen],
             devices=devices,
             limit_val_batches=0,
@@ -194,6 +213,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "conditional": {"categorical": "conditional"},
     "one would stop": {"target_kl": KL_ALONE, **APART},
     "one would not": {"target_kl": KL_BOTH, **APART},
+    # As it is said to have moved, by 0 and 1.
+    "upper levels, one would stop": {"upper_target_kl": 0.7, **APART},
+    "upper levels, one would not": {"upper_target_kl": 0.3, **APART},
 }
 
 

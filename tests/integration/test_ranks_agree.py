@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from integration.launch import run_script, still_running
-from integration.ranks_agree import APART, ENVS, EPOCHS, ITERATIONS, KL_ALONE, KL_BOTH, RUNS, learn
+from integration.ranks_agree import (
+    APART,
+    ENVS,
+    EPOCHS,
+    ITERATIONS,
+    KL_ALONE,
+    KL_BOTH,
+    RUNS,
+    UPDATES,
+    learn,
+)
 from integration.runs import assert_same
 
 Result = dict[str, Any]
@@ -140,6 +150,16 @@ def test_processes_agree_on_the_epochs_by_their_mean_kl(
     for rank in ranks:
         assert rank[run]["steps"]["actor"] == rank[run]["steps"]["critic"] == epochs * ITERATIONS
         assert [metrics["ppo/epochs"] for metrics in rank[run]["metrics"]] == [epochs] * ITERATIONS
+
+
+@pytest.mark.parametrize(
+    ("run", "updates"), [("upper levels, one would stop", UPDATES), ("upper levels, one would not", 1)]
+)
+def test_processes_agree_on_the_updates_of_upper_levels_by_how_far_they_moved_on_average(
+    run: str, updates: int, ranks: list[dict[str, Result]]
+) -> None:
+    for rank in ranks:
+        assert rank[run]["steps"]["task_encoder"] == rank[run]["steps"]["macro_vae"] == updates * ITERATIONS
 
 
 @pytest.mark.parametrize("target_kl", [KL_ALONE, KL_BOTH])

@@ -41,11 +41,19 @@ def test_ratios_are_medians_of_ratios_and_known_after_each_part(
     with pytest.raises(ZeroDivisionError):
         bench.main()
     race = json.loads(out.read_text())["race"]
+    assert race["code"]["packages"].keys() >= {"torch", "envpool"}
     assert race["median"] == {"fast": 3, "slow": 2}
     assert race["ratios"] == {
         "fast / slow": {"median": 1.5, "least": 0.5, "most": 2, "target": "at least 1.4"}
     }
     assert "1.50 [0.50, 2.00]   (at least 1.4)" in capsys.readouterr().out
+
+    monkeypatch.setattr(bench, "PARTS", {"swim": lambda: {"slow": 1.0}})
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "swim", "--repeats", "1", "--out", str(out)])
+    bench.main()
+    found = json.loads(out.read_text())
+    assert found["race"] == race, "another call's part stays"
+    assert found["swim"]["median"] == {"slow": 1}
 
 
 def test_a_measurement_that_fails_says_why(bench: Any) -> None:

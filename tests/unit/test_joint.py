@@ -62,6 +62,8 @@ def test_the_first_ratio_is_one(make: Any) -> None:
         ({"dropout": 0.5}, {}, "model.task_encoder.dropout is 0.5, .* use 0"),
         ({}, {"dropout": 0.5}, "model.macro_vae.dropout is 0.5, .* use 0"),
         ({"value_coef": 20.0}, {}, "model.task_encoder.value_coef is 20.0, .* use 1"),
+        ({"target_kl": 0.01}, {}, "model.task_encoder.target_kl is 0.01, .* use null"),
+        ({}, {"target_kl": 0.01}, "model.macro_vae.target_kl is 0.01, .* use null"),
     ],
 )
 def test_refuses_what_end_to_end_training_would_not_heed(

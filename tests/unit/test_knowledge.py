@@ -20,7 +20,7 @@ def script() -> Any:
 
 
 def played(agent: HierarchicalMetaRL) -> Rollout:
-    return play(agent, ToyEnvs(2 * len(FAMILIES)), key=[3], acting=Acting())
+    return play(agent, ToyEnvs(2 * len(FAMILIES)), key=[3])
 
 
 def test_swapped_beliefs_are_another_familys_at_the_same_decision(script: Any) -> None:
@@ -45,6 +45,19 @@ def test_swapped_beliefs_are_another_familys_at_the_same_decision(script: Any) -
                 assert got == pytest.approx(expected, rel=1e-4, abs=1e-9)
     seen = rollout.observation[t, columns[1], 1].mean().item()
     assert found["observed"][t][FAMILIES[1]] == pytest.approx(seen)
+
+
+def test_noise_of_an_agent_that_acts_on_draws_is_no_knowledge(script: Any) -> None:
+    """Its beliefs' probabilities are looked at, and z's mean: equal beliefs move nothing."""
+    torch.manual_seed(0)
+    drawn = Acting(task_belief="sample", macro_action="sample")
+    agent = build_module(encoder_config(), vae_config(), acting=drawn, ppo={"latents": "acted"})
+    head = agent.policy.task_encoder.head[-1]  # type: ignore[union-attr]
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    found = script.findings(agent, played(agent), [2], 0)
+    assert found["information"][2] == pytest.approx(0, abs=1e-6)
+    assert all(kl == pytest.approx(0, abs=1e-6) for kl in found["kl_of_swapped_beliefs"][2].values())
 
 
 def test_information_is_that_of_the_belief_and_not_found_by_chance(script: Any) -> None:

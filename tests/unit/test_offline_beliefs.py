@@ -19,9 +19,9 @@ def script() -> Any:
     return load_script("offline_beliefs")
 
 
-def checkpoint(episodes: int = 5) -> dict[str, Any]:
+def checkpoint(episodes: int = 5, **changes: Any) -> dict[str, Any]:
     """Rewards are the first number of the next observation: whoever is asked can know them."""
-    module = build_module(encoder_config(lr=0.02, context_reward="log"), vae_config())
+    module = build_module(encoder_config(lr=0.02, context_reward="log", **changes), vae_config())
     replays = [TrajectoryReplay(4 * episodes), TrajectoryReplay(4 * episodes)]  # of two processes
     for seed in range(2 * episodes):
         rollout = random_rollout(seed=seed)
@@ -44,6 +44,23 @@ def test_updates_lower_the_error_on_episodes_held_out(script: Any) -> None:
             assert after < 0.5 * before, belief
     again = script.compare(saved, episodes, ["categorical:2x3"], [2], 150)
     assert again["categorical:2x3"]["after"] == found["categorical:2x3"]["after"][1:]
+
+
+def test_dropout_is_for_learning_only(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = checkpoint(dropout=0.5)
+    episodes = script.episodes_of(saved, Path("last.ckpt"))
+    found = script.compare(saved, episodes, ["categorical:3"], [1], 0)["categorical:3"]
+    assert found["after"] == found["before"]
+    modes = []
+    asking = script.error_of
+
+    def seen(policy: Any, *arguments: Any) -> Any:
+        modes.append(policy.task_encoder.training)
+        return asking(policy, *arguments)
+
+    monkeypatch.setattr(script, "error_of", seen)
+    script.compare(saved, episodes, ["categorical:3"], [1], 2)
+    assert modes == [False, True, True, False]
 
 
 def test_what_is_compared_is_what_was_asked_for(script: Any) -> None:

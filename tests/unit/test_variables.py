@@ -88,9 +88,10 @@ def test_what_is_logged_adds_entropies_up() -> None:
     torch.testing.assert_close(metrics["encoder/marginal_entropy"], marginal)
 
 
-def test_all_levels_learn_from_it() -> None:
-    """With rewards predicted and every regulariser on, each variable's logits are moved."""
-    module = several(reward_coef=1.0, categorical_coef=0.1, occupancy_coef=0.1)
+@pytest.mark.parametrize(("value_coef", "reward_coef"), [(1.0, 0.0), (0.0, 1.0)])
+def test_value_and_rewards_each_move_every_variable(value_coef: float, reward_coef: float) -> None:
+    coefficients = {"value_coef": value_coef, "reward_coef": reward_coef}
+    module = several(**coefficients, categorical_coef=0.0, occupancy_coef=0.0)
     rollout, encoder = play(module, key=[1]), module.policy.task_encoder
     assert encoder
     assert module.encoder_config

@@ -85,7 +85,7 @@ def test_a_caption_tells_the_decision_that_is_under_way() -> None:
     """Eight simulator steps, decisions at 0, 2, 4 and 6, and one more belief at the end."""
     success = torch.tensor([[False, True], [False, True], [True, True], [False, True]])
     rollout = random_rollout(2, 4, success=success, split="test", family=torch.tensor([1, 0]))
-    said = [caption(rollout, step, 2) for step in range(9)]
+    said = [caption(rollout, step, 2, 3) for step in range(9)]
     assert [s[:2] for s in said] == [(f"test {FAMILIES[1]}", step) for step in range(9)]
     for step, decision in enumerate([0, 0, 1, 1, 2, 2, 3, 3, 4]):
         assert said[step].belief == pytest.approx(rollout.task_belief[decision, 0].tolist())
@@ -95,13 +95,22 @@ def test_a_caption_tells_the_decision_that_is_under_way() -> None:
 
 def test_a_caption_without_decision_interval_is_exact() -> None:
     rollout = random_rollout(1, 3, success=torch.tensor([[False], [True], [False]]))
-    assert [caption(rollout, step, 1).solved for step in range(4)] == [False, False, True, True]
+    assert [caption(rollout, step, 1, 3).solved for step in range(4)] == [False, False, True, True]
 
 
 def test_success_of_the_last_decision_cut_short_by_the_horizon_is_told() -> None:
     rollout = random_rollout(1, 2, success=torch.tensor([[False], [True]]))  # decisions at 0 and 5, horizon 7
-    assert caption(rollout, 7, 5).solved
-    assert not caption(rollout, 5, 5).solved
+    assert caption(rollout, 7, 5, 3).solved
+    assert not caption(rollout, 5, 5, 3).solved
+
+
+def test_only_what_is_a_probability_is_told() -> None:
+    """A mixture's belief ends in means, which may be negative, and a continuous one has no categories."""
+    rollout = random_rollout(1, 2)
+    rollout.task_belief[..., 2:] = -0.5
+    assert caption(rollout, 1, 1, 2).belief == pytest.approx(rollout.task_belief[1, 0, :2].tolist())
+    assert caption(rollout, 1, 1, 0).belief == ()
+    assert len(film([(0, PICTURE)], rollout, 1, 0)) == 1
 
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
@@ -122,7 +131,9 @@ def bar_heights(drawn: np.ndarray, bars: int) -> list[int]:
     return [int((column != background).any(-1).sum()) for column in columns]
 
 
-@pytest.mark.parametrize("belief", [(0.5, 0.1, 0.4), (0.0, 0.0, 1.0, 0.0, 0.0), tuple([0.05] * 20)])
+@pytest.mark.parametrize(
+    "belief", [(0.5, 0.1, 0.4), (0.0, 0.0, 1.0, 0.0, 0.0), tuple([0.05] * 20), tuple([0.9, 0.1] * 32)]
+)
 def test_a_bar_is_as_high_as_its_category_is_believed(belief: tuple[float, ...]) -> None:
     heights = bar_heights(strip(Caption("train reach", 8, False, belief)), len(belief))
     assert heights == [pytest.approx(1 + 34 * p, abs=1) for p in belief]
@@ -159,10 +170,10 @@ def test_success_is_green() -> None:
 def test_a_film_is_the_pictures_with_their_captions() -> None:
     rollout = random_rollout(2, 4)
     pictures = [(0, PICTURE), (3, 255 - PICTURE)]
-    drawn = film(pictures, rollout, 2)
+    drawn = film(pictures, rollout, 2, 3)
     assert len(drawn) == 2
     for (step, picture), seen in zip(pictures, drawn, strict=True):
-        assert np.array_equal(seen, captioned(picture, caption(rollout, step, 2)))
+        assert np.array_equal(seen, captioned(picture, caption(rollout, step, 2, 3)))
 
 
 # --- what it takes -------------------------------------------------------------------------------

@@ -113,5 +113,6 @@ class Video(pl.Callback):
                     mode=mode,
                     device=pl_module.device,
                 )
-        write(path, film(filmed.pictures, rollout, agent.decision_interval), self.every)
+        categories = getattr(agent, "categorical_entries", 0)  # experts have no belief
+        write(path, film(filmed.pictures, rollout, agent.decision_interval, categories), self.every)
         return rollout
