@@ -111,7 +111,7 @@ def unfilmed(trainer: Any, module: Any, family: str, monkeypatch: pytest.MonkeyP
     """The rollout of what would have been filmed."""
     filmed: list[Rollout] = []
     monkeypatch.setattr("hmrl.callbacks.video.Camera", Blind)
-    monkeypatch.setattr("hmrl.callbacks.video.film", lambda pictures, rollout, k: filmed.append(rollout))
+    monkeypatch.setattr("hmrl.callbacks.video.film", lambda pictures, rollout, *_: filmed.append(rollout))
     monkeypatch.setattr("hmrl.callbacks.video.write", lambda *_: None)
     Video(str(path), record=True, families=[family], every=2).on_test_end(trainer, module)
     (rollout,) = filmed
