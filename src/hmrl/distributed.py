@@ -52,12 +52,12 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return x + (sum_over_ranks(x.detach()) / world_size - x.detach())
 
 
-def exceeds(x: Tensor, limit: float | None) -> bool:
-    """Collective. Whether the mean of ``x`` over ranks exceeds ``limit``, which None never is.
+def exceeds(x: Tensor, limit: float) -> bool:
+    """Collective. Whether the mean of ``x`` over ranks exceeds ``limit``.
 
     The same on every rank, to the last bit: a rank that went on alone would wait for the others for ever.
     """
-    return limit is not None and float(sum_over_ranks(x) / rank_and_world_size()[1]) > limit
+    return float(sum_over_ranks(x) / rank_and_world_size()[1]) > limit
 
 
 def gather(value: T) -> list[T]:

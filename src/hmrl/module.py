@@ -225,7 +225,7 @@ class HierarchicalMetaRL(pl.LightningModule):
             for index in torch.randperm(count).to(self.device).tensor_split(ppo.minibatches):
                 log.append(update(index))
                 self.policy.actor.project()
-            if exceeds(average(log)["ppo/approx_kl"], ppo.target_kl):
+            if ppo.target_kl is not None and exceeds(average(log)["ppo/approx_kl"], ppo.target_kl):
                 break
         return average(log) | {"ppo/epochs": torch.tensor(float(epochs), device=self.device)}
 
