@@ -28,6 +28,7 @@ from torch.nn.utils import clip_grad_norm_
 from hmrl import checkpoint
 from hmrl.beliefs import reward_loss
 from hmrl.build import build_policy
+from hmrl.compatibility import completed
 from hmrl.config import ActorCriticConfig, TaskEncoderConfig, as_config
 from hmrl.policy import HierarchicalPolicy
 from hmrl.replay import TrajectoryReplay
@@ -104,7 +105,7 @@ def compare(
     settings = saved["hyper_parameters"]
     if settings["task_encoder"] is None:
         raise UserError("the checkpoint is of an agent without a task encoder: its settings are needed")
-    base = as_config(TaskEncoderConfig, settings["task_encoder"])
+    base = as_config(TaskEncoderConfig, completed("task_encoder", settings["task_encoder"]))
     moments = {
         name.removeprefix("policy."): value
         for name, value in saved["state_dict"].items()

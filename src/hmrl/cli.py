@@ -31,7 +31,7 @@ from hmrl.callbacks import (
     Video,
     hold_signals,
 )
-from hmrl.compatibility import check_network, check_rollout, check_trainer, settings_since
+from hmrl.compatibility import check_network, check_rollout, check_trainer, completed, settings_since
 from hmrl.datamodule import MetaWorldDataModule
 from hmrl.distributed import is_first_process
 from hmrl.mistakes import one_sentence
@@ -134,7 +134,7 @@ class HmrlCLI(LightningCLI):
         if path in ("last", "best"):
             path = config["ckpt_path"] = str(find_checkpoint(config["run_dir"], path))
         hparams = checkpoint.load(path)["hyper_parameters"]
-        model = {k: v for k, v in hparams.items() if k not in (*_FROM_DATA, "seed")}
+        model = {k: completed(k, v) for k, v in hparams.items() if k not in (*_FROM_DATA, "seed")}
         self.config = self.parser.parse_object({self.config["subcommand"]: {"model": model}}, self.config)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:

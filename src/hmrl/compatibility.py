@@ -19,10 +19,15 @@ _NETWORK: dict[str, tuple[str, ...]] = {
     "actor_critic": ("actor_hidden", "critic_hidden", "state_dependent_std"),
 }
 _MIXTURE = ("latent", "decoder_hidden")  # of the task encoder, where its belief is one
-# What was the case before there was a setting for it.
-_BEFORE = {
-    **{"macro_interval": 1, "belief": "categorical", "variables": 1},
-    **{"reward_embedding": 1, "context_reward": "plain"},
+# What was the case before there was a setting for it: what a checkpoint that lacks it was trained with.
+_BEFORE: dict[str, dict[str, Any]] = {
+    "": {"macro_interval": 1},
+    "task_encoder": {
+        **{"belief": "categorical", "variables": 1, "reward_embedding": 1, "context_reward": "plain"},
+        **{"reward_coef": 0.0, "target_kl": None},
+    },
+    "macro_vae": {"target_kl": None},
+    "ppo": {"latents": "acted"},
 }
 # Settings that decide what the command line does not set itself.
 _SET_BY = {
@@ -41,6 +46,16 @@ _TRAINER: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def completed(section: str, settings: Any) -> Any:
+    """Settings as a checkpoint holds them, with what was the case before there was a setting for it.
+
+    Args:
+        section: of the hyper-parameters, as "task_encoder".
+        settings: a mapping; anything else (None, an instance of a configuration) is returned as it is.
+    """
+    return {**_BEFORE.get(section, {}), **settings} if isinstance(settings, Mapping) else settings
+
+
 def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, str]:
     """Settings that make two networks different, by key, each in words.
 
@@ -49,7 +64,7 @@ def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) ->
     """
     found: dict[str, str] = {}
     for section, keys in _NETWORK.items():
-        there, here = (x[section] if section else x for x in (saved, present))
+        there, here = (completed(section, x[section] if section else x) for x in (saved, present))
         if there is None or here is None:
             if there is not here:
                 where = "left out" if there is None else "present"
@@ -57,14 +72,14 @@ def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) ->
             continue
         if there.get("belief") == here.get("belief") == "mixture":
             keys += _MIXTURE
-        coefs = [x.get("reward_coef", 0.0) for x in (there, here)]  # with one there is a decoder
+        coefs = [x.get("reward_coef") for x in (there, here)]  # with one there is a decoder
         if all(coefs):
             keys += ("decoder_hidden",)
         elif any(coefs):
             keys += ("reward_coef",)
         for key in keys:
             name = ".".join(filter(None, ("model", section, key)))
-            pair = there.get(key, _BEFORE.get(key)), here[key]
+            pair = there.get(key), here[key]
             a, b = (list(x) if isinstance(x, tuple | list) else x for x in pair)
             if a != b:
                 found[name] = f"{name} is {a!r} there and {b!r} here{_SET_BY.get(key, '')}"

@@ -12,7 +12,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from hmrl.build import build_policy
-from hmrl.compatibility import check_levels, check_network, check_rollout, check_training
+from hmrl.compatibility import check_levels, check_network, check_rollout, check_training, completed
 from hmrl.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
 from hmrl.descent import Step, descend, rates_of
 from hmrl.diagnostics import Movement, beliefs_of, rollout_metrics
@@ -85,10 +85,11 @@ class HierarchicalMetaRL(pl.LightningModule):
         self.families, self.seed = tuple(families), seed
         self.training_seed: int | None = None  # of the checkpoint that is evaluated
         self.training_git: dict[str, Any] | None = None  # the source that trained it
-        self.encoder_config = as_config(TaskEncoderConfig, task_encoder) if task_encoder else None
-        self.vae_config = as_config(MacroVAEConfig, macro_vae) if macro_vae else None
+        encoder, vae = completed("task_encoder", task_encoder), completed("macro_vae", macro_vae)
+        self.encoder_config = as_config(TaskEncoderConfig, encoder) if encoder else None
+        self.vae_config = as_config(MacroVAEConfig, vae) if vae else None
         self.network_config = as_config(ActorCriticConfig, actor_critic)
-        self.ppo = as_config(PPOConfig, ppo)
+        self.ppo = as_config(PPOConfig, completed("ppo", ppo))
         self.acting = as_config(Acting, acting)
         self.gradients: Gradients = gradients
         self._rates = rates_of(self.ppo, self.encoder_config, self.vae_config)

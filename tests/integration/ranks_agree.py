@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+import hmrl.beliefs
 import hmrl.module
+from hmrl.beliefs import questions
 from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.distributed import rank_and_world_size
 from hmrl.evaluation import EvaluationConfig
@@ -81,6 +83,16 @@ def noise_of_the_sample(self: Normal, sample_shape: Any = ()) -> Tensor:
     return self.loc + self.scale * 2 * torch.sin(7 * loc + torch.arange(loc.shape[-1]))
 
 
+def questions_alike(policy: Any, episodes: Any, count: int) -> Any:
+    """The same steps of every episode are asked about, for the same reason."""
+
+    def spread(high: int, size: tuple[int, ...], device: Any) -> Tensor:
+        return (5 * torch.arange(size[0], device=device) % high).unsqueeze(1).expand(size)
+
+    with patch.object(torch, "randint", spread):
+        return questions(policy, episodes, count)
+
+
 class Learning(pl.Callback):
     """The first gradient of each level in each iteration, and how many steps there were."""
 
@@ -120,7 +132,7 @@ class AsMoved:
 def module_for(
     data: Any, categorical: Any, target_kl: float | None, upper_target_kl: float | None
 ) -> HierarchicalMetaRL:
-    """The default losses; small networks, and beliefs that differ between contexts, as fresh ones do not."""
+    """All losses; small networks, and beliefs that differ between contexts, as fresh ones do not."""
     torch.manual_seed(5)
     updates = 1 if upper_target_kl is None else UPDATES
     upper = {"updates": updates, "target_kl": upper_target_kl, "trajectories": EVERYTHING, **NO_STEP}
@@ -128,10 +140,12 @@ def module_for(
         data,
         task_encoder=TaskEncoderConfig(
             categories=3,
+            variables=2,
             hidden=8,
             embedding_hidden=(8, 4, 4),
             head_hidden=(8,),
             categorical=categorical,
+            reward_coef=1.0,
             **upper,
         ),
         macro_vae=MacroVAEConfig((8,), (8,), n=2, **upper),
@@ -181,6 +195,7 @@ def learn(
     with ExitStack() as patches:
         patches.enter_context(patch.object(hmrl.module, "ppo_samples", recorded))
         patches.enter_context(patch.object(Normal, "rsample", noise_of_the_sample))
+        patches.enter_context(patch.object(hmrl.beliefs, "questions", questions_alike))
         if upper_target_kl is not None:
             patches.enter_context(patch.object(AsMoved, "kl", kl))
             patches.enter_context(patch.object(hmrl.module, "Movement", AsMoved))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hmrl.module import HierarchicalMetaRL
 from hmrl.types import Acting, UserError
 from integration.conftest import TINY
 from integration.runs import Run, assert_same, fit, fit_iterations
-from integration.toy import STEPS, tiny_module, toy_data
+from integration.toy import STEPS, tiny_module, tiny_networks, toy_data
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +246,46 @@ def test_a_module_of_other_widths_is_refused(trained: Run) -> None:
     other = tiny_module(toy_data(), actor_critic=ActorCriticConfig((9,), (8,)))
     with pytest.raises(RuntimeError, match=r"size mismatch for policy\.actor"):
         other.load_state_dict(content["state_dict"])
+
+
+# --- checkpoints of before a setting was there ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def before_and_now(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An agent as it was, its checkpoint as it would have been written then, and as it is now."""
+    then: dict[str, dict[str, Any]] = {
+        "task_encoder": {
+            **{"belief": "categorical", "variables": 1, "reward_embedding": 1, "context_reward": "plain"},
+            **{"reward_coef": 0.0, "target_kl": None},
+        },
+        "macro_vae": {"target_kl": None},
+        "ppo": {"latents": "acted"},
+    }
+    networks = tiny_networks()
+    module = tiny_module(toy_data(), **{level: replace(networks[level], **then[level]) for level in then})
+    folder = tmp_path_factory.mktemp("before")
+    now = checkpoints(fit(folder, STEPS, data=toy_data(), module=module))[1]
+    content, path = load(now), folder / "before.ckpt"
+    for level, settings in then.items():
+        for name in settings:
+            del content["hyper_parameters"][level][name]
+    torch.save(content, path)
+    return path, now
+
+
+def test_a_checkpoint_of_before_a_setting_gives_the_agent_that_was_trained(
+    before_and_now: tuple[Path, Path],
+) -> None:
+    before, now = (HierarchicalMetaRL.load_from_checkpoint(path) for path in before_and_now)
+    assert dict(before.hparams) == dict(now.hparams)
+    assert_same(dict(before.state_dict()), dict(now.state_dict()))
+
+
+@pytest.mark.usefixtures("toy_world")
+def test_the_command_tests_a_checkpoint_of_before_a_setting(
+    before_and_now: tuple[Path, Path], tmp_path: Path
+) -> None:
+    before, now = (run_test(tmp_path / path.stem, path) for path in before_and_now)
+    assert before["model"] == now["model"]
+    assert before["episodes"] == now["episodes"]

@@ -128,6 +128,7 @@ def test_what_is_logged_is_about_all_processes(
         "encoder/largest_category",
         "encoder/family_information",
         "encoder/categorical",
+        "encoder/reward_error",
         "ppo/explained_variance",
         "ppo/approx_kl",
         "rollout/success/reach",
