@@ -58,25 +58,27 @@ def test_an_overlay_trains(overlay: Path, tmp_path: Path) -> None:
             assert at(saved, path) == value, ".".join(path)
 
 
+def config_options(*names: str) -> list[str]:
+    return [part for name in names for part in ("--config", str(CONFIGS / name))]
+
+
 @pytest.mark.parametrize("overlay", ["sd", "joint", "rl2"])
 def test_other_beliefs_and_gradients_train_on_the_grid_world(overlay: str, tmp_path: Path) -> None:
     """What the grid world's belief learns from must not stand in their way."""
-    files = [CONFIGS / name for name in ("ml10.yaml", "gridworld.yaml", f"experiments/{overlay}.yaml")]
-    given = [part for file in files for part in ("--config", str(file))]
+    given = config_options("ml10.yaml", "gridworld.yaml", f"experiments/{overlay}.yaml")
     main(["fit", *given, "--run_dir", str(tmp_path), "--budget.env_steps", "2400"])
     with (tmp_path / "metrics.csv").open(newline="") as file:
         assert any(row["ppo/approx_kl"] for row in csv.DictReader(file))
 
 
 def test_the_large_grid_world_trains(tmp_path: Path) -> None:
-    files = [CONFIGS / "ml10.yaml", CONFIGS / "experiments" / "gridworld_large.yaml"]
     small = {
         "task_encoder.updates": 1,
         "task_encoder.trajectories": 4,
         "macro_vae.updates": 1,
         "ppo.epochs": 1,
     }
-    given = [part for file in files for part in ("--config", str(file))]
+    given = config_options("ml10.yaml", "experiments/gridworld_large.yaml")
     given += [part for key, value in small.items() for part in (f"--model.{key}", str(value))]
     main(["fit", *given, "--run_dir", str(tmp_path), "--budget.env_steps", "9600"])
     with (tmp_path / "metrics.csv").open(newline="") as file:
