@@ -94,7 +94,7 @@ def beliefs_of(policy: HierarchicalPolicy, rollout: Rollout, acting: Acting) -> 
 
 
 class Movement:
-    """How far a policy has moved since it was made or last marked, whenever it is asked.
+    """How far a policy has moved since this was made, whenever it is asked.
 
     KL(then || now) of its actions, y and z made anew, on average over the decisions of about twenty episodes
     of different families. Those are enough; along all episodes it would cost an eighth of learning.
@@ -102,26 +102,29 @@ class Movement:
     Args:
         policy: that learns.
         rollout: along which it is looked at.
+        beliefs_stay: the task encoder does not learn meanwhile: its pass along the episodes, most of the
+            cost, is made once.
     """
 
-    def __init__(self, policy: HierarchicalPolicy, rollout: Rollout) -> None:
+    def __init__(self, policy: HierarchicalPolicy, rollout: Rollout, beliefs_stay: bool = False) -> None:
         some = slice(None, None, max(1, len(rollout.family) // _EPISODES))
         self._policy = policy
         self._episodes = [x[:, some] for x in (rollout.observation, rollout.action, rollout.reward)]
-        self._then = self._now = self._distribution()
-
-    @torch.no_grad()
-    def _distribution(self) -> Normal:
-        belief, z = self._policy.renewed(*self._episodes)
-        state = self._policy.normalize(self._episodes[0])[:-1]
-        distribution: Normal = self._policy.actor(state, belief[:-1], z)
-        return distribution
+        self._belief = self._beliefs() if beliefs_stay else None
+        self._then = self._distribution()
 
     def __call__(self) -> Tensor:
         """The KL, a scalar."""
-        self._now = self._distribution()
-        return kl_divergence(self._then, self._now).sum(-1).mean()
+        return kl_divergence(self._then, self._distribution()).sum(-1).mean()
 
-    def mark(self) -> None:
-        """From now on, movement is counted from where it was last asked for."""
-        self._then = self._now
+    @torch.no_grad()
+    def _beliefs(self) -> Tensor:
+        return self._policy.renewed_belief(*self._episodes)
+
+    @torch.no_grad()
+    def _distribution(self) -> Normal:
+        belief = self._beliefs() if self._belief is None else self._belief
+        z = self._policy.renewed_macro_action(self._episodes[0], belief)
+        state = self._policy.normalize(self._episodes[0])[:-1]
+        distribution: Normal = self._policy.actor(state, belief[:-1], z)
+        return distribution

@@ -35,6 +35,7 @@ from hmrl.rollout import seeded
 from hmrl.stream import Batch
 from hmrl.types import Acting, Metrics, Rollout, Trajectories
 
+_LOGGED_AS = {"task_encoder": "encoder", "macro_vae": "vae"}
 _STREAM = 1  # of the random numbers used in learning; the data module has its own
 
 
@@ -144,12 +145,10 @@ class HierarchicalMetaRL(pl.LightningModule):
     def _update_upper_levels(self, rollout: Rollout, replay: TrajectoryReplay) -> Metrics:
         """High, then intermediate level, those that are present, and how far each moves the policy."""
         metrics: Metrics = {}
-        moved = Movement(self.policy, rollout)
-        high = "encoder", self.encoder_config, self._update_task_encoder
-        for name, config, update in (high, ("vae", self.vae_config, self._update_macro_vae)):
-            if config:
-                metrics |= update(replay, moved) | {f"{name}/policy_kl": moved()}
-                moved.mark()
+        if self.encoder_config:
+            metrics |= self._update_task_encoder(replay, Movement(self.policy, rollout))
+        if self.vae_config:
+            metrics |= self._update_macro_vae(replay, Movement(self.policy, rollout, beliefs_stay=True))
         return metrics
 
     def _update_task_encoder(self, replay: TrajectoryReplay, moved: Movement) -> Metrics:
@@ -178,12 +177,16 @@ class HierarchicalMetaRL(pl.LightningModule):
     ) -> Metrics:
         """Collective. Gradient steps, until the policy has ``moved`` by the level's ``target_kl``."""
         log: list[Metrics] = []
-        for _ in range(config.updates):
+        kl = torch.zeros((), device=self.device)
+        for update in range(1, config.updates + 1):
             batch = replay.sample(share_of(config.trajectories)).to(self.device)
             log.append(self._descend({level: config.max_grad_norm}, loss, batch))
-            if config.target_kl is not None and exceeds(moved(), config.target_kl):
+            if config.target_kl is not None or update == config.updates:
+                kl = moved()
+            if config.target_kl is not None and exceeds(kl, config.target_kl):
                 break
-        return average(log) | {f"updates/{level}": torch.tensor(float(len(log)), device=self.device)}
+        updates = torch.tensor(float(len(log)), device=self.device)
+        return average(log) | {f"updates/{level}": updates, f"{_LOGGED_AS[level]}/policy_kl": kl}
 
     def _update_actor_critic(self, rollout: Rollout) -> Metrics:
         """Low level: PPO epochs on the fresh rollout."""

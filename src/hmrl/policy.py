@@ -191,17 +191,26 @@ class HierarchicalPolicy(nn.Module):
         )
         return BeliefSequence(self.task_encoder.probabilities(logits), self.belief(logits, acting), logits)
 
-    @torch.no_grad()
     def renewed(self, observation: Tensor, action: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
         """y ``[T+1, B, belief_dim]`` and z ``[T, B, A or 0]`` along whole episodes, noise-free, as the upper
         levels make them now.
 
         Args: as for :meth:`encode_episodes`.
         """
+        belief = self.renewed_belief(observation, action, reward)
+        return belief, self.renewed_macro_action(observation, belief)
+
+    @torch.no_grad()
+    def renewed_belief(self, observation: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+        """The y of :meth:`renewed`."""
         self.eval()
-        belief = self.encode_episodes(observation, action, reward, Acting()).belief
-        state = self.normalize(observation)[:-1]
-        return belief, self.hold(self.macro_action(state, belief[:-1], Acting()))
+        return self.encode_episodes(observation, action, reward, Acting()).belief
+
+    @torch.no_grad()
+    def renewed_macro_action(self, observation: Tensor, belief: Tensor) -> Tensor:
+        """The z of :meth:`renewed`, given its y."""
+        self.eval()
+        return self.hold(self.macro_action(self.normalize(observation)[:-1], belief[:-1], Acting()))
 
     @torch.no_grad()
     def observe(self, observation: Tensor, reward: Tensor) -> None:

@@ -121,12 +121,10 @@ class AsMoved:
 
     kl: tuple[float, ...] = (0.0, 0.0)
 
-    def __init__(self, policy: Any, rollout: Any) -> None: ...
+    def __init__(self, policy: Any, rollout: Any, beliefs_stay: bool = False) -> None: ...
 
     def __call__(self) -> Tensor:
         return torch.tensor(self.kl[rank_and_world_size()[0]])
-
-    def mark(self) -> None: ...
 
 
 def module_for(
@@ -145,6 +143,7 @@ def module_for(
             embedding_hidden=(8, 4, 4),
             head_hidden=(8,),
             categorical=categorical,
+            categorical_coef=0.3,
             reward_coef=1.0,
             **upper,
         ),
