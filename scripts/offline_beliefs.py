@@ -1,6 +1,6 @@
 """Which form of belief learns most about rewards? New task encoders on a run's replayed episodes, in minutes.
 
-python scripts/offline_beliefs.py runs/reward_prediction/checkpoints/last.ckpt
+python scripts/offline_beliefs.py runs/ml10/checkpoints/last.ckpt
 
 A belief is categorical:K, categorical:GxK (G variables of K categories each) or continuous:WIDTH. Each
 encoder starts anew, with the settings of the checkpoint otherwise, and learns to predict the rewards of

@@ -94,30 +94,30 @@ class TaskEncoderConfig:
     """
 
     belief: Belief = "categorical"
-    categories: int = 10
-    variables: int = 1
+    categories: int = 8
+    variables: int = 8
     cell: Cell = "gru"
     hidden: int = 256
     embedding_hidden: tuple[int, int, int] = (64, 32, 16)
-    reward_embedding: int = 1
-    context_reward: ContextReward = "plain"
+    reward_embedding: int = 16
+    context_reward: ContextReward = "log"
     head_hidden: tuple[int, ...] = (256,)
     dropout: float = 0.0
     temperature: float = 1.0
     value_coef: float = 1.0
-    reward_coef: float = 0.0
+    reward_coef: float = 1.0
     reward_samples: int = 50
     latent: int = 5
-    decoder_hidden: tuple[int, ...] = (64, 64)
+    decoder_hidden: tuple[int, ...] = (128, 128)
     mixture_coef: float = 1.0
     mixture_kl_coef: float = 0.1
     mixture_samples: int = 50
-    categorical_coef: float = 0.3
+    categorical_coef: float = 0.0
     categorical: Categorical = "information"
     occupancy_coef: float = 0.0
     occupancy: Occupancy = "exp"
-    updates: int = 5
-    target_kl: float | None = None
+    updates: int = 10
+    target_kl: float | None = 0.01
     trajectories: int = 10
     lr: float = 7e-4
     weight_decay: float = 0.01
@@ -184,9 +184,9 @@ class MacroVAEConfig:
     prior: Prior = "policy"
     free_bits: float = 0.0
     updates: int = 5
-    target_kl: float | None = None
+    target_kl: float | None = 0.01
     trajectories: int = 20
-    lr: float = 7e-4
+    lr: float = 1e-4
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
 

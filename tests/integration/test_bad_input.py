@@ -192,8 +192,8 @@ OPTIONS = [
     ("--model.task_encoder.reward_coef -1", "model.task_encoder.reward_coef", "-1.0", "0 or more"),
     ("--model.task_encoder.reward_samples 0", "model.task_encoder.reward_samples", "0", "at least 1"),
     (
-        "--model.task_encoder.belief mixture --model.task_encoder.reward_coef 0.5",
-        *("model.task_encoder.reward_coef", "0.5", "use 0"),
+        "--model.task_encoder.belief mixture --model.task_encoder.variables 1",
+        *("model.task_encoder.reward_coef", "1.0", "use 0"),
     ),
     (
         "--model.task_encoder.embedding_hidden [0,4,4]",
@@ -251,7 +251,7 @@ OPTIONS = [
     ("--model.ppo.epochs 0", "model.ppo.epochs", "0", "at least 1"),
     ("--model.ppo.minibatches 1000", "model.ppo.minibatches", "1000", "only 140 decisions: use at most that"),
     (
-        "--model.gradients joint --model.ppo.minibatches 30",
+        f"--config {CONFIGS / 'experiments/joint.yaml'} --model.ppo.minibatches 30",
         *("model.ppo.minibatches", "30", "only 20: use at most that"),
     ),
     ("--model.ppo.advantage all", "model.ppo.advantage", "all", "one of family, batch, none"),

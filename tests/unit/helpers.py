@@ -29,10 +29,16 @@ FAMILIES = ("reach", "push")
 def encoder_config(**changes: Any) -> TaskEncoderConfig:
     small: dict[str, Any] = {
         "categories": K,
+        "variables": 1,
         "hidden": 8,
         "embedding_hidden": (5, 4, 3),
+        "reward_embedding": 1,
+        "context_reward": "plain",
         "head_hidden": (6,),
+        "reward_coef": 0.0,
+        "categorical_coef": 0.3,
         "updates": 1,
+        "target_kl": None,
         "trajectories": B,
         "lr": 1e-2,
     }
@@ -45,6 +51,7 @@ def vae_config(**changes: Any) -> MacroVAEConfig:
         "decoder_hidden": (8,),
         "n": 2,
         "updates": 1,
+        "target_kl": None,
         "trajectories": B,
         "lr": 1e-2,
     }
