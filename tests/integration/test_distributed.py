@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from hmrl.functional import signed_log
 from hmrl.replay import TrajectoryReplay
 from hmrl.types import TRAJECTORY_TENSORS
 from integration.launch import run_script, still_running
@@ -90,7 +91,7 @@ def test_experience_differs(ranks: Ranks) -> None:
 def test_the_normaliser_has_seen_the_rollouts_of_both(ranks: Ranks) -> None:
     moments = [m for rank in ranks for m in rank["straight"]["moments"]]
     observation = torch.cat([o.flatten(0, 1) for o, _ in moments]).double()
-    reward = torch.cat([r.flatten() for _, r in moments]).double()
+    reward = signed_log(torch.cat([r.flatten() for _, r in moments])).double()  # as contexts hold it
     state = ranks[0]["straight"]["state"]
     for name, seen in (("observation", observation), ("reward", reward.unsqueeze(1))):
         assert int(state[f"policy.{name}_moments.count"]) == len(seen)
