@@ -31,18 +31,27 @@ from hmrl.callbacks import (
     Video,
     hold_signals,
 )
-from hmrl.compatibility import check_network, check_rollout, check_trainer, completed, settings_since
+from hmrl.compatibility import check_network, check_rollout, completed, settings_since
 from hmrl.datamodule import MetaWorldDataModule
 from hmrl.distributed import is_first_process
 from hmrl.mistakes import one_sentence
 from hmrl.module import HierarchicalMetaRL
 from hmrl.parser import Parser
-from hmrl.processes import end_with_the_first, launches, strategy_for
+from hmrl.prechecks import (
+    check_best,
+    check_data,
+    check_evaluation_is_whole,
+    check_held,
+    check_seed,
+    check_trainer,
+)
+from hmrl.processes import accelerator_for, end_with_the_first, launches, strategy_for
 from hmrl.run_dir import (
     checkpoint_dir,
     claim,
     continues,
     find_checkpoint,
+    may_begin,
     newest_checkpoint,
     was_requeued,
 )
@@ -112,7 +121,8 @@ class HmrlCLI(LightningCLI):
             run_dir = config["run_dir"]
             newest = newest_checkpoint(run_dir)
             requeued = SLURMEnvironment.detect() and was_requeued(run_dir)
-            self._may_hold_run = config["overwrite"] or path == "last" or requeued
+            afresh = path == "last" and may_begin(run_dir)
+            self._may_hold_run = config["overwrite"] or afresh or requeued
             if path == "last" or (path is None and requeued):
                 path = config["ckpt_path"] = str(newest) if newest else None
                 if is_first_process():
@@ -120,10 +130,12 @@ class HmrlCLI(LightningCLI):
                     print(f"continuing from {path}" if path else nothing)
             elif path == "best":
                 path = config["ckpt_path"] = str(find_checkpoint(run_dir, path))
-            self._may_hold_run |= continues(run_dir, path)
+            self._continues = continues(run_dir, path)
+            self._may_hold_run |= self._continues
             self._saved = checkpoint.load(path) if path else None
-            self._resumed_at = checkpoint.env_steps_of(self._saved)
+            self._resumed_at = checkpoint.env_steps_of(self._saved) if self._continues else 0
             return
+        self._saved = None
         if path is None:
             what = "test" if self.config["subcommand"] == "test" else "validation"
             if config["data"][what]["agent"] != "policy":
@@ -133,7 +145,8 @@ class HmrlCLI(LightningCLI):
             )
         if path in ("last", "best"):
             path = config["ckpt_path"] = str(find_checkpoint(config["run_dir"], path))
-        hparams = checkpoint.load(path)["hyper_parameters"]
+        self._saved = checkpoint.load(path)
+        hparams = self._saved["hyper_parameters"]
         model = {k: completed(k, v) for k, v in hparams.items() if k not in (*_FROM_DATA, "seed")}
         self.config = self.parser.parse_object({self.config["subcommand"]: {"model": model}}, self.config)
 
@@ -145,14 +158,19 @@ class HmrlCLI(LightningCLI):
             config["logger"] = loggers(run_dir, self._resumed_at, wandb, settings) if fitting else False
         elif wandb:
             raise UserError("wandb is set and trainer.logger, too: loggers of your own replace it, use one")
+        config["accelerator"] = accelerator_for(config["accelerator"])
         config["strategy"] = strategy_for(
             config["strategy"], config["accelerator"], config["devices"], config["num_nodes"]
         )
         config["plugins"] = [*(config["plugins"] or []), *fixed_options()["plugins"]]
         if fitting:
             config["default_root_dir"] = config["default_root_dir"] or run_dir
-            callbacks = [RunDirectory(run_dir, self._may_hold_run), GracefulStop(), *callbacks]
-        trainer = super()._instantiate_trainer(config, callbacks)
+            directory = RunDirectory(run_dir, self._may_hold_run, self._continues)
+            callbacks = [directory, GracefulStop(), *callbacks]
+        try:
+            trainer = super()._instantiate_trainer(config, callbacks)
+        except (TypeError, ValueError) as error:  # Lightning's words about options of its own
+            raise UserError(f"trainer: {error}") from error
         end_with_the_first(trainer)
         return trainer
 
@@ -171,16 +189,23 @@ class HmrlCLI(LightningCLI):
                 f"model.decision_interval is {interval}: use at most data.horizon, which is {data.horizon}"
             )
         decisions = ceil(data.horizon / interval)
+        check_held(model.policy.macro_interval, decisions, data.episodes_per_trial)
         episodes = len(data.families) * data.envs_per_family // world_size
         check_rollout(model.ppo, model.vae_config, model.gradients, model.acting, decisions, episodes)
         if self._saved:
             check_network(self._saved, model, training=True)
-            new = settings_since(self._saved["hyper_parameters"], model.hparams)
+            hparams = self._saved["hyper_parameters"]
+            other_seed = check_seed(hparams["seed"], model.seed, data.goals_per_family is not None)
+            new = settings_since(hparams, model.hparams)
+            if other_seed and is_first_process():
+                print(other_seed)
             if new and is_first_process():
                 print(f"training goes on with settings the checkpoint did not have yet: {', '.join(new)}")
             self._saved = None
-        monitor = self._get(self.config, "best_checkpoint")["monitor"]
-        if monitor not in (names := SuccessRate.metric_names(data.benchmark, data.modes)):
+        best = self._get(self.config, "best_checkpoint")
+        check_best(best["save_top_k"])
+        monitor, names = best["monitor"], SuccessRate.metric_names(data.benchmark, data.modes)
+        if monitor not in names:
             raise UserError(
                 f"best_checkpoint.monitor is {monitor!r}, which no evaluation logs: use one of "
                 f"{', '.join(n for n in names if n.endswith('/mean'))}, or a family's"
@@ -194,7 +219,11 @@ class HmrlCLI(LightningCLI):
         """Refuse what could not be built, before any process is launched."""
         data = self.datamodule
         data.check(self.subcommand, self.trainer.world_size)
+        check_evaluation_is_whole(self.trainer, str(self.subcommand))
         config = data.test if self.subcommand == "test" else data.validation
+        if self._saved:
+            check_data(self._saved, data, config)
+            self._saved = None
         unloaded = self._get(self.config, "ckpt_path") is None
         if unloaded and config.perturbation_within(data.perturbation).over_training():
             raise UserError(

@@ -1,8 +1,8 @@
-"""Whether a checkpoint, a rollout or a trainer fits a model, and by which settings it does not."""
+"""Whether a checkpoint or a rollout fits a model, and by which settings it does not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from hmrl.config import Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig
@@ -35,14 +35,6 @@ _SET_BY = {
     "observation_dim": " (by data.benchmark, data.perturbation.missing.told and data.families_shown)",
     "action_dim": " (by data.benchmark)",
     "ego_indices": " (by data.benchmark and data.ego_state)",
-}
-# What Lightning lets one set, but must be left alone where a batch is an iteration and levels learn in turn.
-_TRAINER: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "check_val_every_n_epoch": (lambda x: x is None or x >= 1, "1 or more (iterations)"),
-    "val_check_interval": (lambda x: x == 1, "1: set trainer.check_val_every_n_epoch instead"),
-    "accumulate_grad_batches": (lambda x: x == 1, "1: set data.envs_per_family instead"),
-    "gradient_clip_val": (lambda x: not x, "null: each level has a max_grad_norm"),
-    "precision": (lambda x: x.endswith(("32-true", "mixed")), "32-true, 16-mixed or bf16-mixed"),
 }
 
 
@@ -260,14 +252,3 @@ def check_rollout(
             f"model.macro_vae.n is {vae.n}, but an episode has only {decisions} decisions (data.horizon over "
             "model.decision_interval): use at most that many"
         )
-
-
-def check_trainer(trainer: Any) -> None:
-    """Refuse options of Lightning's trainer that training here has no use for.
-
-    Raises:
-        UserError: naming the option.
-    """
-    for name, (good, right) in _TRAINER.items():
-        if not good(value := getattr(trainer, name)):
-            raise UserError(f"trainer.{name} is {value}, but it must be {right}")

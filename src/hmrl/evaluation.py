@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from hmrl.agents import AgentName
 from hmrl.envs import Backend, Benchmark
-from hmrl.envs.benchmarks import GOALS_PER_FAMILY, Goals
+from hmrl.envs.benchmarks import GOALS_PER_FAMILY, Goals, same_goals
 from hmrl.envs.perturb import Perturbation
 from hmrl.types import Acting, Split, UserError
 
@@ -111,15 +111,25 @@ class EvaluationConfig:
             )
 
     def goals_of(
-        self, split: Split, seed: int, goals_per_family: int | None, *, training: int, stream: int
+        self,
+        split: Split,
+        seed: int,
+        backend: Backend,
+        goals_per_family: int | None,
+        *,
+        training: int,
+        stream: int,
     ) -> Goals:
         """The goals to evaluate on.
 
         Args:
+            backend: of training.
             goals_per_family: of training, where it has fixed goals: those are the benchmark's goals, and
-                evaluation means the same ones.
+                evaluation means the same ones, where it has the same simulator.
             training, stream: numbers of training's stream of goals and of evaluation's own.
         """
+        if not same_goals(self.backend or backend, backend):
+            goals_per_family = None
         if self.protocol == "paper":
             return Goals(split, seed, 1, training if goals_per_family == 1 else stream)
         if goals_per_family is not None and goals_per_family > 1:
@@ -149,6 +159,8 @@ class TrialConfig:
         for name in ("num_evals", "adaptation_episodes", "evaluation_episodes"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"data.trials.{name} is {value}: use 1 or more")
+        if self.meta_batch_size is not None and self.meta_batch_size < 1:
+            raise UserError(f"data.trials.meta_batch_size is {self.meta_batch_size}: use 1 or more, or null")
         if not 1 <= self.total_tasks_per_cls <= GOALS_PER_FAMILY:
             raise UserError(
                 f"data.trials.total_tasks_per_cls is {self.total_tasks_per_cls}: use 1 to "

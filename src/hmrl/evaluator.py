@@ -39,9 +39,8 @@ class Evaluator:
 
     def _rollouts(self, split: Split) -> RolloutStream[Any]:
         data, config = self._data, self._config
-        goals = config.goals_of(
-            split, data.seed, data.goals_per_family, training=self._training, stream=self._stream
-        )
+        trained_on = data.backend, data.goals_per_family
+        goals = config.goals_of(split, data.seed, *trained_on, training=self._training, stream=self._stream)
         stride = config.envs_per_family
         rounds = config.goals // stride
         envs: list[TaskEnvs] = []
@@ -86,7 +85,7 @@ class Evaluator:
             with seeded(data.seed, self._stream, 0, int(split == "test"), i):
                 return evaluate_trials(
                     data.module.policy,
-                    self._config,
+                    replace(self._config, backend=self._config.backend or data.backend),
                     data.trials,
                     data.benchmark,
                     seed=data.seed,

@@ -104,6 +104,8 @@ class HierarchicalPolicy(nn.Module):
         absent = {"task_belief": self.task_encoder is None, "macro_action": self.macro_vae is None}
         if absent.get(acting.permute):
             raise UserError(f"permute is {acting.permute}, but this agent has none: leave that mode out")
+        if acting.permute != "none" and len(observation) == 1:
+            raise UserError(f"permute is {acting.permute}, but a single environment has no other: use more")
         if any(level.training for level in self.children()):  # to ask is cheaper than to switch
             self.eval()
         state = self.normalize(observation)

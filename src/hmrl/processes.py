@@ -17,7 +17,7 @@ from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from hmrl.distributed import is_first_process
 from hmrl.types import UserError
 
-_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 _DDP = "ddp_find_unused_parameters_true"
 _FIRST = "HMRL_FIRST_PROCESS"
 
@@ -42,13 +42,19 @@ def process_count(accelerator: Any, devices: Any) -> int:
     try:
         if isinstance(devices, str) and "," in devices:
             devices = [int(d) for d in devices.split(",") if d.strip()]
-        count = len(devices) if isinstance(devices, list | tuple) else int(devices)
+        listed = isinstance(devices, list | tuple)
+        count = (len(devices) if on_gpus else 0) if listed else int(devices)  # CPUs have no numbers
     except ValueError:
         count = 0
     if count < 1 or (on_gpus and count > gpus):
         available = f"1 to {gpus}, the GPUs of this machine" if on_gpus else "1 or more"
         raise UserError(f"trainer.devices is {devices}: use {available}")
     return count
+
+
+def accelerator_for(accelerator: Any) -> Any:
+    """What ``auto`` should mean: Apple's GPUs have no float64, in which the normaliser counts."""
+    return "cpu" if accelerator == "auto" and not torch.cuda.device_count() else accelerator
 
 
 def strategy_for(strategy: Any, accelerator: Any, devices: Any, num_nodes: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,11 @@ class TrialAgent:
 
     def reset(self, env_mask: Any) -> None:
         """An episode begins where ``env_mask`` ``[B]`` says: decide anew, with memory kept."""
-        self._wait[np.asarray(env_mask, dtype=np.bool_)] = 0
+        begins = np.asarray(env_mask, dtype=np.bool_)
+        self._wait[begins] = 0
+        age = self._carry.age  # a macro-action that is held is not held on into another episode
+        mask = torch.from_numpy(begins).to(age.device)[:, None]
+        self._carry = replace(self._carry, age=torch.where(mask, torch.zeros_like(age), age))
 
     def adapt_action(self, observations: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
         """Actions ``[B, 4]`` in the adaptation phase, from recurrent observations ``[B, 45]``."""
@@ -75,7 +79,7 @@ class TrialAgent:
             seen = torch.tensor(observations[:, :OBSERVATION_DIM], dtype=torch.float32, device=self._device)
             reward = torch.tensor(self._reward, dtype=torch.float32, device=self._device)
             step, carry = self._agent.act(seen, reward, self._carry, self._acting)
-            self._carry = _choose(torch.from_numpy(due).to(seen.device), carry, self._carry)
+            self._carry = _choose(torch.from_numpy(due), carry, self._carry)
             action = step.action.clamp(-1, 1).cpu().numpy()
             require_finite("actor's action", action, self._families, "a trial of the meta_world protocol")
             self._action[due] = action[due]
@@ -87,6 +91,7 @@ class TrialAgent:
 
 def _choose(due: Tensor, new: Carry, old: Carry) -> Carry:
     """The new memory of the environments that are ``due`` ``[B]``, the old one of the others."""
+    due = due.to(new.age.device)  # experts' memory is on the CPU, wherever the agent computes
     pairs = zip(new.hidden, old.hidden, strict=True)
     hidden = tuple(torch.where(due[None, :, None], a, b) for a, b in pairs)
     rest = {f.name: (getattr(new, f.name), getattr(old, f.name)) for f in fields(Carry) if f.name != "hidden"}

@@ -7,7 +7,7 @@ Schema 1, JSON, one file a run and protocol:
 - ``env_steps``: of training, simulator steps over all environments.
 - ``protocol``: ``name`` and what it was run with: ``backend``, ``goals_per_family`` (different goals),
   ``episodes_per_family`` (scored, a mode), ``training_goals`` (true), if train families are tested on goals
-  that training, as configured, had too, and ``goals_shown`` and ``families_shown`` (true), if agents see
+  that training had too, and ``goals_shown`` and ``families_shown`` (true), if agents see
   them; for meta_world Meta-World's own parameters, and ``goals_per_family`` by split; ``perturbation``, if
   there was one: returns are then those that the agent saw; and ``age``, episodes of training that the
   world has gone through, if it changes over training.
@@ -16,8 +16,8 @@ Schema 1, JSON, one file a run and protocol:
 - ``packages`` (versions), ``python``, ``platform``; ``started`` (UTC, ISO 8601) and ``wall_time_s``.
 - ``model``, ``data``: the complete configuration.
 - ``scores``: split -> mode -> family or "mean" -> ``episodes``, ``success`` (any step) with its 95 % interval
-  over goals ``low``, ``high``, ``final_success`` (last step), ``episode_return``. Under meta_world they are
-  those of the last adaptation episode.
+  ``low``, ``high`` (over episodes, which are goals where each has one), ``final_success`` (last step),
+  ``episode_return``. Under meta_world they are those of the last adaptation episode.
 - ``episodes``: split -> mode -> family -> columns of equal length, an entry an episode: ``goal``, ``number``
   (of the episode on its goal), ``success``, ``final_success`` (0 or 1), ``return``, ``length`` (simulator
   steps), and under meta_world ``phase``, "adaptation" or "evaluation", within which ``number`` counts.
@@ -33,6 +33,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hmrl.envs.benchmarks import same_goals
 from hmrl.envs.perturb import Perturbation
 from hmrl.types import Outcomes, UserError
 
@@ -45,14 +46,14 @@ def results_path(results_dir: str | Path, protocol: str) -> Path:
 
 
 def check_replaceable(
-    results_dir: str | Path, described: Mapping[str, Any], modes: Mapping[str, Any]
+    results_dir: str | Path, described: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
     """Refuse to replace results of another agent, checkpoint or way to evaluate.
 
     Args:
         results_dir: folder of the results file.
-        described: its ``agent``, ``protocol`` and ``checkpoint``, as they are going to be.
-        modes: ways of acting, likewise.
+        described: its ``agent``, ``protocol`` and others, as they are going to be.
+        settings: of its ``data``, likewise.
 
     Raises:
         UserError: naming what differs.
@@ -63,7 +64,7 @@ def check_replaceable(
     try:
         present = json.loads(path.read_text())
         differs = [key for key, value in described.items() if present[key] != value]
-        differs += ["modes"] if present["data"]["modes"] != modes else []
+        differs += [key for key, value in settings.items() if present["data"][key] != value]
     except (json.JSONDecodeError, KeyError, TypeError):
         differs = ["content"]
     if differs:
@@ -104,8 +105,12 @@ def episode_columns(parts: Iterable[Outcomes]) -> dict[str, dict[str, dict[str, 
     return columns
 
 
-def describe_protocol(data: Any) -> dict[str, Any]:
-    """The ``protocol`` entry, from the data module's settings."""
+def describe_protocol(data: Any, training_seed: int | None = None) -> dict[str, Any]:
+    """The ``protocol`` entry, from the data module's settings.
+
+    Args:
+        training_seed: of the agent; None for the data module's.
+    """
     config = data.test
     described: dict[str, Any] = {"name": config.protocol, "backend": config.backend or data.backend}
     perturbation = config.perturbation_within(data.perturbation)
@@ -114,6 +119,13 @@ def describe_protocol(data: Any) -> dict[str, Any]:
         if perturbation.over_training():
             described["age"] = int(data.module.iteration) * data.episodes_per_trial
     described |= {key: True for key in ("goals_shown", "families_shown") if getattr(data, key)}
+    trained_on, training = (data.backend, data.goals_per_family), 1
+    goals = config.goals_of("train", data.seed, *trained_on, training=training, stream=0)
+    # Meta-World has one set of goals for each seed, whatever they are for.
+    own_stream = goals.stream != training and not data.backend.startswith("metaworld")
+    fixed = data.goals_per_family is not None and training_seed in (None, data.seed)
+    if fixed and same_goals(described["backend"], data.backend) and not own_stream:
+        described["training_goals"] = True
     if config.protocol == "meta_world":
         trials = data.trials
         described |= {name: getattr(trials, name) for name in ("num_evals", "adaptation_episodes")}
@@ -123,11 +135,6 @@ def describe_protocol(data: Any) -> dict[str, Any]:
         met = {split: trials.num_evals * batches[split] // count for split, count in families.items()}
         goals = {split: min(trials.total_tasks_per_cls, count) for split, count in met.items()}
         return described | {"meta_batch_size": batches, "goals_per_family": goals}
-    goals = config.goals_of("train", data.seed, data.goals_per_family, training=1, stream=0)
-    # Meta-World has one set of goals for each seed, whatever they are for.
-    same = goals.stream == 1 or {described["backend"], data.backend} <= {"metaworld", "metaworld_async"}
-    if data.goals_per_family is not None and same:
-        described["training_goals"] = True
     return described | {"goals_per_family": goals.per_family, "episodes_per_family": config.goals}
 
 

@@ -73,6 +73,19 @@ def continues(run_dir: str | Path, ckpt_path: str | Path | None) -> bool:
     return ckpt_path is not None and Path(run_dir).resolve() in Path(ckpt_path).resolve().parents
 
 
+def may_begin(run_dir: str | Path) -> bool:
+    """Whether ``--ckpt_path last`` may start afresh in ``run_dir``: nothing but a log would be lost."""
+    return not (_checkpoints(run_dir) or _results(run_dir))
+
+
+def _checkpoints(run_dir: str | Path) -> list[Path]:
+    return list(Path(checkpoint_dir(run_dir)).glob("*.ckpt"))
+
+
+def _results(run_dir: str | Path) -> list[Path]:
+    return list(Path(run_dir).glob("test-*.json"))
+
+
 def claim(run_dir: str | Path, *, may_hold_run: bool) -> None:
     """Make ``run_dir`` this process's own, until it ends.
 
@@ -80,16 +93,18 @@ def claim(run_dir: str | Path, *, may_hold_run: bool) -> None:
         may_hold_run: whether there may be a run already, which is continued or written over.
 
     Raises:
-        UserError: if another process is writing there, if there is a run that would be lost, or if nothing
-            can be written.
+        UserError: if another process is writing there, if there is a run, or results, that would be lost, or
+            if nothing can be written.
     """
     folder = Path(run_dir).resolve()
-    checkpoints = list(Path(checkpoint_dir(folder)).glob("*.ckpt"))
-    if not may_hold_run and (checkpoints or (folder / "metrics.csv").is_file()):
-        raise UserError(
-            f"{run_dir} already holds a run, which would be lost: continue it with --ckpt_path last, choose "
-            "another --run_dir, or write over it with --overwrite true"
-        )
+    if not may_hold_run:
+        run = _checkpoints(folder) or (folder / "metrics.csv").is_file()
+        if run or _results(folder):
+            last = "continue it with --ckpt_path last, " if newest_checkpoint(folder) else ""
+            raise UserError(
+                f"{run_dir} already holds {'a run' if run else 'results'}, which would be lost: {last}choose "
+                "another --run_dir, or write over it with --overwrite true"
+            )
     if folder in _held:
         return
     lock = FileLock(folder / ".lock", timeout=0)

@@ -22,7 +22,7 @@ import yaml
 from hmrl.checkpoint import env_steps_of, load, weights_path
 from hmrl.cores import keep_to, share_of_cores
 from hmrl.report.command import main as report
-from hmrl.run_dir import checkpoint_dir
+from hmrl.run_dir import checkpoint_dir, newest_checkpoint
 from hmrl.types import UserError
 
 _KEYS = {"base", "seeds", "fit", "test", "runs"}
@@ -86,21 +86,27 @@ class Sweep:
 
     def _run(self, name: str, value: Any, seed: int, out: Path) -> Run:
         own: Mapping[str, Any] = value if isinstance(value, Mapping) else {"config": value or []}
+        own = {"config": [], "set": {}, **own}
         if odd := own.keys() - {"config", "set"}:
             raise UserError(f"runs.{name} has the key {sorted(odd)[0]!r}: use config and set")
+        if not isinstance(own["config"], list) or not isinstance(own["set"], Mapping):
+            raise UserError(
+                f"runs.{name} is {value!r}, but it must be a list of overlays, or a mapping with the list "
+                "config and the mapping set"
+            )
         folder = out / f"{name}-seed{seed}"
-        files = [*self.base, *own.get("config", [])]
+        files = [*self.base, *own["config"]]
         for file in files:
-            if not Path(file).is_file():
+            if not isinstance(file, str) or not Path(file).is_file():
                 raise UserError(f"runs.{name} names {file}, which is no file here")
         common = [part for file in files for part in ("--config", file)]
         common += ["--run_dir", str(folder), "--seed_everything", str(seed)]
-        extra = _arguments(own.get("set", {}))
+        extra = _arguments(own["set"])
         weights = str(Path(checkpoint_dir(folder)) / "last.weights.ckpt")
         return Run(
             folder.name,
             ["fit", *common, *_arguments(self.fit), *extra, "--ckpt_path", "last"],
-            ["test", *common, *_arguments(self.test), *_of_data(own.get("set", {})), "--ckpt_path", weights],
+            ["test", *common, *_arguments(self.test), *_of_data(own["set"]), "--ckpt_path", weights],
             folder,
         )
 
@@ -144,7 +150,7 @@ def read(path: Path) -> Sweep:
         if not isinstance(value, types[key]):
             kind = "a list" if types[key] is list else "a mapping"
             raise UserError(f"{path} has {key} {value!r}, but it must be {kind}")
-    if not all(isinstance(seed, int) and seed >= 0 for seed in content["seeds"]):
+    if not all(type(seed) is int and seed >= 0 for seed in content["seeds"]):
         raise UserError(f"{path} has seeds {content['seeds']}: use integers from 0 on")
     sweep = Sweep(**content)
     if not sweep.seeds or not sweep.runs or len(set(sweep.seeds)) < len(sweep.seeds):
@@ -194,8 +200,11 @@ class Runner:
     def _one(self, run: Run) -> bool:
         run.folder.mkdir(parents=True, exist_ok=True)
         with (run.folder / "log.txt").open("a") as log:
-            for arguments, ready in ((run.fit, lambda: True), (run.test, run.trained)):
-                if self._stop.is_set() or not ready():
+            # Of a run that is trained, weights may be all there is: it is not trained again for its results.
+            only_weights = run.trained() and newest_checkpoint(run.folder) is None
+            todo = [run.test] if only_weights else [run.fit, run.test]
+            for arguments in todo:
+                if self._stop.is_set() or (arguments is run.test and not run.trained()):
                     return False
                 command = [sys.executable, "-m", "hmrl", *arguments]
                 print(shlex.join(command), file=log, flush=True)

@@ -20,7 +20,7 @@ from hmrl.callbacks import (
 )
 from hmrl.checkpoint import AtomicCheckpointIO, env_steps_of, load
 from hmrl.csv_logger import ContinuedCSVLogger
-from hmrl.processes import end_with_the_first, strategy_for
+from hmrl.processes import accelerator_for, end_with_the_first, strategy_for
 from hmrl.run_dir import checkpoint_dir, continues
 from hmrl.wandb_logger import EnvStepsWandbLogger, WandbConfig
 
@@ -52,9 +52,10 @@ def loggers(
     """TensorBoard and ``metrics.csv`` in ``run_dir``; what lies beyond ``resumed_at`` steps is dropped.
 
     Args:
+        resumed_at: environment steps that the run in ``run_dir`` continues from; 0 for a new one.
         wandb: log to Weights & Biases, too, with the run's ``settings``.
     """
-    purge: Any = {"purge_step": resumed_at + 1} if resumed_at else {}
+    purge: Any = {"purge_step": resumed_at + 1}
     local: list[Logger] = [
         ContinuedCSVLogger(run_dir),
         TensorBoardLogger(run_dir, name="", version="", sub_dir="tensorboard", **purge),
@@ -91,9 +92,9 @@ def make_trainer(
         settings: plain values that describe the run there, as ``dict(model.hparams)``.
         kwargs: of ``pytorch_lightning.Trainer``; ``check_val_every_n_epoch`` counts iterations.
     """
-    folder = checkpoint_dir(run_dir)
+    folder, continued = checkpoint_dir(run_dir), continues(run_dir, ckpt_path)
     ours: list[Callback] = [
-        RunDirectory(run_dir, may_hold_run=overwrite or continues(run_dir, ckpt_path)),
+        RunDirectory(run_dir, overwrite or continued, continued),
         GracefulStop(),
         EnvStepBudget(env_steps),
         SuccessRate(run_dir, overwrite),
@@ -103,11 +104,12 @@ def make_trainer(
     ]
     options = {**TRAINER_DEFAULTS, "default_root_dir": run_dir, **fixed_options(), **kwargs}
     if "logger" not in options:
-        resumed_at = env_steps_of(load(ckpt_path) if ckpt_path else None)
+        resumed_at = env_steps_of(load(ckpt_path) if ckpt_path and continued else None)
         options["logger"] = loggers(run_dir, resumed_at, wandb, settings)
+    options["accelerator"] = accelerator_for(options.get("accelerator", "auto"))
     options["strategy"] = strategy_for(
         options.get("strategy", "auto"),
-        options.get("accelerator", "auto"),
+        options["accelerator"],
         options.get("devices", "auto"),
         options.get("num_nodes", 1),
     )

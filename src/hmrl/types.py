@@ -67,7 +67,7 @@ class Carry:
         observation: s_{t-1}, zeros before the first decision. ``[B, S]``
         action: a_{t-1}. ``[B, A]``
         macro_action: z_{t-1}, which may be held. ``[B, A or 0]``
-        age: decisions since the start of the trial. ``[B, 1]`` long
+        age: decisions since the start of the trial, or since a later reset to 0. ``[B, 1]`` long
     """
 
     hidden: tuple[Tensor, ...]

@@ -176,7 +176,7 @@ def test_the_first_test_goal_of_each_family_is_filmed(
     splits: tuple[Split, Split] = ("train", "test")
     for split in splits:
         # Goal number 0 of 50 is what the first environment of a family meets in episode 0 of the test.
-        test_goals = trainer.datamodule.test.goals_of(split, 3, None, training=0, stream=3)
+        test_goals = trainer.datamodule.test.goals_of(split, 3, "envpool", None, training=0, stream=3)
         with closing(make_envs("metaworld", BENCH, test_goals, 1, horizon=2)) as envs:
             assert isinstance(envs, MetaWorldEnvs)
             envs.reset(0)

@@ -278,6 +278,9 @@ OPTIONS = [
     ("--trainer.strategy ddp", "trainer.strategy", "ddp", "auto or ddp_find_unused_parameters_true"),
     ("--trainer.devices 0", "trainer.devices", "0", "1 or more"),
     ("--trainer.devices two", "trainer.devices", "two", "1 or more"),
+    ("--trainer.devices [0,1]", "trainer.devices", "[0, 1]", "1 or more"),
+    ("--best_checkpoint.save_top_k 2", "best_checkpoint.save_top_k", "2", "use 1"),
+    ("--data.trials.meta_batch_size 0", "data.trials.meta_batch_size", "0", "1 or more, or null"),
     ("--trainer.num_nodes 0", "trainer.num_nodes", "0", "1 or more"),
     ("--trainer.devices 2", "data.validation.envs_per_family", "1", "a multiple of 2"),
     (
@@ -285,7 +288,8 @@ OPTIONS = [
         *("data.envs_per_family", "3", "a multiple of 2"),
     ),
     ("--trainer.accelerator gpu", "trainer.accelerator", "gpu", "use cpu"),
-    ("--trainer.accelerator abacus", "trainer.accelerator", "'abacus'", "one of auto, cpu, gpu, cuda, mps"),
+    ("--trainer.accelerator abacus", "trainer.accelerator", "'abacus'", "one of auto, cpu, gpu, cuda"),
+    ("--trainer.accelerator mps", "trainer.accelerator", "'mps'", "one of auto, cpu, gpu, cuda"),
     ("--trainer.max_epochs many", "trainer.max_epochs", "many", "a whole number or null"),
     ("--trainer.check_val_every_n_epoch 0", "trainer.check_val_every_n_epoch", "0", "1 or more"),
     ("--trainer.check_val_every_n_epoch -1", "trainer.check_val_every_n_epoch", "-1", "1 or more"),
@@ -297,7 +301,9 @@ OPTIONS = [
         "1: set data.envs_per_family",
     ),
     ("--trainer.gradient_clip_val 1", "trainer.gradient_clip_val", "1", "null: each level has"),
-    ("--trainer.precision 64-true", "trainer.precision", "64-true", "32-true, 16-mixed or bf16-mixed"),
+    ("--trainer.precision 64-true", "trainer.precision", "64-true", "32-true"),
+    ("--trainer.precision bf16-mixed", "trainer.precision", "bf16-mixed", "32-true"),
+    ("--trainer.barebones true", "trainer", "barebones", "Trainer"),
     # keys that there are not
     ("--model.ppo.epoch 3", "model.ppo.epoch", "no key", "model.ppo.epochs"),  # the beginning of one
     ("--model.ppo.epoch=3", "model.ppo.epoch", "no key", "model.ppo.epochs"),

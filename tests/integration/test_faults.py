@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hmrl.checkpoint import load, weights_path
 from hmrl.cli import main
@@ -367,3 +368,19 @@ def test_a_run_is_not_written_over_by_mistake(
     main(command(run, "--overwrite", "true", iterations=2))
     assert not any(path.exists() for path in old)
     assert [int(row["step"]) for row in read_rows(run)] == [STEPS] * 2 + [2 * STEPS] * 2
+
+
+def test_a_run_that_is_written_over_leaves_nothing_where_another_one_goes_on(
+    tmp_path: Path, toy_world: None
+) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    main(command(run, iterations=3))
+    results = run / "test-paper.json"
+    results.touch()
+    main(command(elsewhere, iterations=2))
+    other = str(elsewhere / "checkpoints" / "last.ckpt")
+    main(command(run, "--ckpt_path", other, "--overwrite", "true", iterations=4))
+    assert not results.exists()
+    assert {int(row["step"]) for row in read_rows(run)} == {3 * STEPS, 4 * STEPS}
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("rollout/success/mean")] == [3 * STEPS, 4 * STEPS]

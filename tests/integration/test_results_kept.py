@@ -51,6 +51,8 @@ def test_the_same_evaluation_may_be_repeated(run: Any) -> None:
         (["--data.test.perturbation.noise_std", "0.5"], "last", "protocol"),
         (["--config", str(CONFIGS / "experiments/permuted.yaml")], "last", "modes"),
         (["--data.test.agent", "random"], "none", "agent and checkpoint"),
+        (["--seed_everything", "7"], "last", "evaluation_seed"),
+        (["--data.horizon", "12"], "last", "horizon"),
     ],
 )
 def test_others_are_refused_before_they_are_made(
@@ -73,6 +75,45 @@ def test_another_protocol_has_a_file_of_its_own(run: Any, tmp_path: Path) -> Non
     assert (tmp_path / "test-paper.json").is_file()
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--trainer.limit_test_batches=1", "--trainer.limit_test_batches=0.5", "--trainer.fast_dev_run=true"],
+)
+def test_a_part_of_an_evaluation_is_none(run: Any, tmp_path: Path, option: str) -> None:
+    said = run(option)
+    assert "an evaluation must be whole" in said
+    assert not (tmp_path / "test-first_episode.json").exists()
+
+
+def test_an_agent_is_not_tested_as_if_it_had_learnt_otherwise(run: Any) -> None:
+    said = run("--data.goals_per_family", "4")
+    assert "trained in another world: data.goals_per_family is None there and 4 here" in said
+
+
+def test_results_alone_are_not_lost_to_a_new_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an agent to compare with, tested in the directory where training is to begin."""
+    main(["test", *TINY, "--data.test.agent", "random", "--run_dir", str(tmp_path)])
+    path = tmp_path / "test-first_episode.json"
+    before = path.read_bytes()
+    for options in ((), ("--ckpt_path", "last")):
+        with pytest.raises(SystemExit):
+            main(["fit", *TINY, *SHORT, "--run_dir", str(tmp_path), *options])
+        assert f"{tmp_path} already holds results, which would be lost: choose" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    main(["fit", *TINY, *SHORT, "--run_dir", str(tmp_path), "--overwrite", "true"])
+    assert not path.exists()
+
+
+def test_weights_alone_are_not_lost_to_a_new_run(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(SystemExit):
+        main(["fit", *TINY, *SHORT, "--run_dir", str(tmp_path), "--ckpt_path", "last"])
+    assert f"{tmp_path} already holds a run, which would be lost: choose" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints" / "last.weights.ckpt").is_file()
+
+
 def test_a_checkpoint_by_name(run: Any, tmp_path: Path) -> None:
     last = run(by_name="last")
     assert last["checkpoint"] == str(tmp_path / "checkpoints" / "last.ckpt")
@@ -91,17 +132,39 @@ def test_goals_of_training_are_named() -> None:
         (1, "envpool", "first_episode", False),
         (50, "metaworld", "first_episode", True),
         (1, "metaworld", "first_episode", True),
+        (50, "metaworld", "meta_world", True),
+        (None, "metaworld", "meta_world", False),
     ):
         test = EvaluationConfig(4, 2, None, protocol)  # type: ignore[arg-type]
         data = MetaWorldDataModule(backend=backend, goals_per_family=fixed, test=test)  # type: ignore[arg-type]
         assert describe_protocol(data).get("training_goals", False) is said, (fixed, backend, protocol)
+        assert "training_goals" not in describe_protocol(data, training_seed=7)  # whose goals are others
 
 
-def test_agents_to_compare_with_need_the_age_of_the_world(run: Any) -> None:
-    worn = ["--config", str(CONFIGS / "experiments/gain_wear.yaml"), "--data.test.agent", "random"]
-    said = run(*worn, weights="none")
+def test_another_simulator_has_other_goals() -> None:
+    """So training's are not tested on there, and their number does not matter."""
+    for training, tested in (("envpool", "metaworld"), ("metaworld", "envpool")):
+        test = EvaluationConfig(20, 2, tested)  # type: ignore[arg-type]
+        data = MetaWorldDataModule(backend=training, goals_per_family=4, test=test)  # type: ignore[arg-type]
+        described = describe_protocol(data)
+        assert "training_goals" not in described
+        assert described["goals_per_family"] == 20
+        goals = data.test.goals_of("test", 1, data.backend, 4, training=0, stream=3)
+        assert (goals.per_family, goals.stream) == (20, 3)
+    same = EvaluationConfig(20, 2, "metaworld_async")
+    described = describe_protocol(MetaWorldDataModule(backend="metaworld", goals_per_family=4, test=same))
+    assert described["training_goals"]
+    assert described["goals_per_family"] == 4
+
+
+def test_agents_to_compare_with_need_the_age_of_the_world(run: Any, tmp_path: Path) -> None:
+    worn = ["--config", str(CONFIGS / "experiments/gain_wear.yaml")]
+    random = [*worn, "--data.test.agent", "random"]
+    said = run(*random, weights="none")
     assert "the world changes" not in said
     assert "to compare with agent random hmrl test needs --ckpt_path" in said
-    found = run(*worn)
+    assert "trained in another world: data.perturbation is" in run(*random)
+    main(["fit", *TINY, *SHORT, *worn, "--run_dir", str(tmp_path / "worn")])
+    found = run(*random, by_name=str(tmp_path / "worn/checkpoints/last.ckpt"))
     assert not isinstance(found, str), found
     assert found["protocol"]["age"] == 1

@@ -114,6 +114,18 @@ def test_what_is_finished_is_not_run_again(sweep_file: Path, commands: Commands,
     assert sorted(commands.names()) == sorted(f"{what} {name}" for name in rest for what in ("fit", "test"))
 
 
+def test_a_trained_run_is_not_trained_again_for_its_results(
+    sweep_file: Path, commands: Commands, tmp_path: Path
+) -> None:
+    """Its weights are all that is left of it."""
+    out = tmp_path / "out"
+    main([str(sweep_file), "--out", str(out), "--only", "flat"])
+    (out / "flat-seed2" / "test-first_episode.json").unlink()
+    commands.asked.clear()
+    main([str(sweep_file), "--out", str(out), "--only", "flat"])
+    assert commands.names() == ["test flat-seed2"]
+
+
 def test_runs_side_by_side_have_cores_of_their_own(
     sweep_file: Path, commands: Commands, tmp_path: Path
 ) -> None:
@@ -226,6 +238,11 @@ def test_a_dry_run_may_be_read_in_part(sweep_file: Path, tmp_path: Path) -> None
         ({"runs": ["full"]}, "has runs .'full'., but it must be a mapping"),
         ({"runs": {"full": ["configs/none.yaml"]}}, "runs.full names configs/none.yaml, which is no file"),
         ({"runs": {"full": {"sets": {}}}}, "runs.full has the key 'sets': use config and set"),
+        ({"runs": {"full": {"set": None}}}, "runs.full is {'set': None}, but it must be a list of overlays"),
+        ({"runs": {"full": {"config": None}}}, "runs.full is {'config': None}, but it must be a list"),
+        ({"runs": {"full": "configs/ml10.yaml"}}, "runs.full is 'configs/ml10.yaml', but it must be a list"),
+        ({"base": [{"a": 1}]}, "names {'a': 1}, which is no file here"),
+        ({"seeds": [True]}, "use integers from 0 on"),
     ],
 )
 def test_mistakes_are_one_sentence(

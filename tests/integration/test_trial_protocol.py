@@ -10,7 +10,8 @@ import pytest
 import torch
 from metaworld.evaluation import metalearning_evaluation
 
-from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
+from hmrl.agents import choose_agent
+from hmrl.envs.benchmarks import ACTION_DIM, META_WORLD, OBSERVATION_DIM, Goals
 from hmrl.envs.recorded import RecordedEnvs
 from hmrl.module import HierarchicalMetaRL
 from hmrl.protocol import TrialAgent
@@ -192,6 +193,32 @@ def test_each_environment_decides_in_its_own_time() -> None:
     assert [c[1] for c in counts] == [1, 1, 1, 2, 2, 2, 3, 3]
     assert [r[0] for r in rewards] == [1, 1, 1, 3, 1, 1, 1, 3]  # summed since the last decision
     assert [r[1] for r in rewards] == [1, 1, 1, 3, 3, 3, 3, 3]
+
+
+def test_a_macro_action_is_not_held_into_another_episode() -> None:
+    with seeded(5):
+        held = tiny_module(toy_data(), decision_interval=1, macro_interval=5)
+    agent = TrialAgent(held.policy, MEAN, FAMILIES)
+    agent.init()
+    agent.reset(np.array([True, True]))
+    observed = np.random.default_rng(0).normal(size=(4, 2, OBSERVATION_DIM + ACTION_DIM + 2))
+    said = []
+    for t in range(4):
+        agent.eval_action(observed[t])
+        said.append(agent._carry.macro_action)
+        agent.reset(np.array([t == 1, False]))  # the first environment's episode ends after two decisions
+    assert torch.equal(said[0], said[1])
+    assert not torch.equal(said[1][0], said[2][0])
+    assert torch.equal(said[1][1], said[2][1])
+    assert torch.equal(said[2], said[3])
+
+
+def test_agents_to_compare_with_remember_on_the_cpu(module: HierarchicalMetaRL) -> None:
+    """Wherever the trained agent would compute."""
+    agent = choose_agent("random", module.policy, FAMILIES, META_WORLD)
+    trial = TrialAgent(agent, Acting(), FAMILIES, torch.device("meta"))
+    trial.init()
+    assert trial.adapt_action(np.zeros((2, OBSERVATION_DIM + ACTION_DIM + 2)))[0].shape == (2, ACTION_DIM)
 
 
 def test_an_action_that_is_no_number_names_its_family() -> None:

@@ -46,7 +46,7 @@ def result(
         "started": "2026-01-01T00:00:00+00:00",
         "wall_time_s": 512.3,
         "model": {},
-        "data": {},
+        "data": {"horizon": 500},
         "scores": scores,
         "episodes": {},
         "official": None,

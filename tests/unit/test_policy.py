@@ -235,6 +235,11 @@ def test_permute_gives_other_environments_variables(
         assert torch.equal(permuted[2], plain[2])
 
 
+def test_a_single_environment_has_no_other_ones_variables(policy: HierarchicalPolicy) -> None:
+    with pytest.raises(UserError, match="permute is task_belief, but a single environment has no other"):
+        decide(policy, Acting(permute="task_belief"), batch=1)
+
+
 @pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
 def test_absent_levels_have_width_zero(levels: tuple) -> None:  # type: ignore[type-arg]
     encoder, vae = levels

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
-from hmrl.processes import process_count, strategy_for
+from hmrl.processes import accelerator_for, process_count, strategy_for
 from hmrl.types import UserError
 
 DDP = "ddp_find_unused_parameters_true"
@@ -49,6 +49,13 @@ def test_automatically_several_processes_step_one_level_at_a_time(
 )
 def test_automatically_one_process_needs_nothing(accelerator: Any, devices: Any) -> None:
     assert strategy_for("auto", accelerator, devices, 1) == "auto"
+
+
+def test_apples_gpus_are_not_chosen_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert accelerator_for("auto") == "cpu"
+    assert accelerator_for("gpu") == "gpu"
+    gpus(1, monkeypatch)
+    assert accelerator_for("auto") == "auto"
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -111,7 +111,7 @@ def test_success_over_seeds(runs: list[str], tmp_path: Path) -> None:
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     order = [re.split(r"(?<!\\)\|", line)[1].strip() for line in lines[2:7]]
     assert order == ["three levels", "flat", "belief\\|less", "script (ceiling)", "chance (floor)"]
-    assert "backend: metaworld, episodes: 50, goals_per_family: 50." in text
+    assert "backend: metaworld, episodes: 50, goals_per_family: 50, horizon: 500." in text
     assert "95 % intervals over seeds, by percentile bootstrap with 10,000 resamples" in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,10 @@ def test_refuses_a_broken_file(tmp_path: Path) -> None:
     del content["env_steps"]
     with pytest.raises(UserError, match="lacks 'env_steps'"):
         read_result(write_result(tmp_path, content), "sampled")
+    for content in ([], result(RATES, scores=None)):
+        (tmp_path / "test-x.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="is no results file of schema 1"):
+            read_result(tmp_path / "test-x.json", "sampled")
     (tmp_path / "test-x.json").write_text("{")
     with pytest.raises(UserError, match="is no JSON"):
         read_result(tmp_path / "test-x.json", "sampled")

@@ -17,10 +17,11 @@ class RunDirectory(pl.Callback):
     Args:
         run_dir: the directory.
         may_hold_run: whether there may be a run already, which is continued or written over.
+        continues: whether it is continued.
     """
 
-    def __init__(self, run_dir: str, may_hold_run: bool = False) -> None:
-        self.run_dir, self.may_hold_run = run_dir, may_hold_run
+    def __init__(self, run_dir: str, may_hold_run: bool = False, continues: bool = False) -> None:
+        self.run_dir, self.may_hold_run, self.continues = run_dir, may_hold_run, continues
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Collective. Claim the directory, which only the first rank writes to."""
@@ -33,8 +34,8 @@ class RunDirectory(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Drop what was logged beyond the checkpoint; of a run that is written over, everything."""
-        if trainer.is_global_zero and not int(pl_module.env_steps):
+        if trainer.is_global_zero and not self.continues:
             clear(self.run_dir)
         for logger in trainer.loggers:
             if isinstance(logger, ContinuedCSVLogger) and trainer.is_global_zero:
-                logger.resume(int(pl_module.env_steps))
+                logger.resume(int(pl_module.env_steps) if self.continues else 0)

@@ -69,8 +69,9 @@ class SuccessRate(pl.Callback):
         self.on_validation_epoch_start(trainer, pl_module)
         with together():
             if self.results_dir and not self.overwrite and trainer.is_global_zero:
-                modes = trainer.datamodule.hparams["modes"]  # type: ignore[attr-defined]
-                check_replaceable(self.results_dir, self._described(trainer), modes)
+                hparams = trainer.datamodule.hparams  # type: ignore[attr-defined]
+                settings = {key: hparams[key] for key in ("modes", "horizon")}
+                check_replaceable(self.results_dir, self._described(trainer), settings)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -109,7 +110,9 @@ class SuccessRate(pl.Callback):
             results = self._results(trainer, pl_module, episodes)
             path = results_path(self.results_dir, results["protocol"]["name"])
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(results) + "\n")
+            temporary = path.with_name(f".{path.name}.tmp")  # whoever finds results finds them whole
+            temporary.write_text(json.dumps(results) + "\n")
+            temporary.replace(path)
             self._print(trainer, f"results: {path}")
 
     def _report(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -160,8 +163,9 @@ class SuccessRate(pl.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         return {
             "agent": data.test.agent,
-            "protocol": describe_protocol(data),
+            "protocol": describe_protocol(data, data.module.training_seed),
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+            "evaluation_seed": data.seed,
         }
 
     def _results(self, trainer: pl.Trainer, pl_module: Any, episodes: list[Outcomes]) -> dict[str, Any]:
@@ -171,7 +175,6 @@ class SuccessRate(pl.Callback):
             **self._described(trainer),
             "env_steps": int(pl_module.env_steps),
             "seed": pl_module.training_seed if pl_module.training_seed is not None else pl_module.seed,
-            "evaluation_seed": data.seed,
             **provenance(),
             "training_git": pl_module.training_git,
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),

@@ -137,6 +137,11 @@ class Benchmark:
             raise UserError(f"{key} is {horizon}: use 1 to {self.world.horizon}, the length of an episode")
 
 
+def same_goals(one: Backend, other: Backend) -> bool:
+    """Whether two simulators have the same goals for a seed."""
+    return one == other or {one, other} == {"metaworld", "metaworld_async"}
+
+
 @dataclass(frozen=True)
 class Goals:
     """Which goals environments draw.

@@ -200,7 +200,7 @@ def read_result(path: Path, mode: str) -> Result:
             path=path,
             agent=content["agent"],
             seed=content["seed"],
-            protocol=content["protocol"],
+            protocol={**content["protocol"], "horizon": content["data"]["horizon"]},
             env_steps=content["env_steps"],
             scores={
                 split: {
@@ -222,6 +222,8 @@ def read_result(path: Path, mode: str) -> Result:
         raise UserError(f"{path} is no JSON: {error}") from error
     except KeyError as error:
         raise UserError(f"{path} is no results file of schema {SCHEMA}: it lacks {error}") from error
+    except (AttributeError, TypeError) as error:  # a list where there should be a mapping, and the like
+        raise UserError(f"{path} is no results file of schema {SCHEMA}: {error}") from error
 
 
 def _of_mode(modes: Mapping[str, Any], mode: str, agent: str, path: Path) -> dict[str, Any]:
