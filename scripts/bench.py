@@ -321,6 +321,7 @@ def threads() -> Rates:
     return found
 
 
+# Benchmarks, and environments of each family.
 SIZES = (("ML10", 1), ("ML10", 5), ("ML10", 9), ("ML10", 10), ("ML10", 20), ("ML45", 2), ("ML1", 50))
 _LEARNING = "learning, s per 50,000 steps"
 _LOW_LEVEL = "actor and critic, s per 50,000 steps"  # the others take so many gradient steps an iteration

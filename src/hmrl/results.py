@@ -122,7 +122,7 @@ def describe_protocol(data: Any, training_seed: int | None = None) -> dict[str, 
     trained_on, training = (data.backend, data.goals_per_family), 1
     goals = config.goals_of("train", data.seed, *trained_on, training=training, stream=0)
     # Meta-World has one set of goals for each seed, whatever they are for.
-    own_stream = goals.stream != training and not data.backend.startswith("metaworld")
+    own_stream = goals.stream != training and data.benchmark.fixed_goals(data.backend) is None
     fixed = data.goals_per_family is not None and training_seed in (None, data.seed)
     if fixed and same_goals(described["backend"], data.backend) and not own_stream:
         described["training_goals"] = True

@@ -55,10 +55,9 @@ def loggers(
         resumed_at: environment steps that the run in ``run_dir`` continues from; 0 for a new one.
         wandb: log to Weights & Biases, too, with the run's ``settings``.
     """
-    purge: Any = {"purge_step": resumed_at + 1}
     local: list[Logger] = [
         ContinuedCSVLogger(run_dir),
-        TensorBoardLogger(run_dir, name="", version="", sub_dir="tensorboard", **purge),
+        TensorBoardLogger(run_dir, name="", version="", sub_dir="tensorboard", purge_step=resumed_at + 1),
     ]
     return local + ([EnvStepsWandbLogger(run_dir, wandb, resumed_at > 0, settings or {})] if wandb else [])
 
