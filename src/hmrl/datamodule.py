@@ -256,7 +256,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         """
         families, (stream, *rest) = self.benchmark.families(split), key
         with seeded(self.seed, stream, rank_and_world_size()[0], *rest):
-            return collect(envs, agent, families=families, split=split, device=self.module.device, **options)
+            return collect(envs, agent, families=families, split=split, **options)
 
     @property
     def module(self) -> Any:

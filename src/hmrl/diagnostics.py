@@ -7,7 +7,14 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from hmrl.distributed import mean_over_ranks, sum_over_ranks
-from hmrl.functional import agreement, chance_agreement, entropy, mutual_information, nonnegative_share
+from hmrl.functional import (
+    agreement,
+    chance_agreement,
+    entropy,
+    mutual_information,
+    nonnegative_share,
+    sums_by_group,
+)
 from hmrl.policy import HierarchicalPolicy
 from hmrl.types import Acting, Rollout
 
@@ -29,8 +36,9 @@ def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor
     by_episode = rollout.success.double().unflatten(0, (rollout.episodes, -1))  # [E, T / E, B]
     so_far = by_episode.cummax(1).values.mean(1).flatten()
     columns = torch.stack([torch.ones_like(success), success, so_far, rollout.episode_return.double()], dim=1)
-    sums = torch.zeros(len(rollout.families), 4, dtype=torch.float64, device=success.device)
-    count, won, time_average, total = sum_over_ranks(sums.index_add_(0, rollout.episode_family, columns)).T
+    families = len(rollout.families)
+    sums = sum_over_ranks(sums_by_group(columns, rollout.episode_family, families))
+    count, won, time_average, total = sums.T
     present = count > 0
     block = "" if present.all() else "_in_block"
     metrics = {
@@ -39,12 +47,8 @@ def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor
         f"rollout/return{block}/mean": (total / count)[present].mean(),
     }
     if rollout.episodes > 1:
-        sums = torch.zeros(
-            len(rollout.families), rollout.episodes, dtype=torch.float64, device=success.device
-        )
-        sums = sum_over_ranks(
-            sums.index_add_(0, rollout.family, success.unflatten(0, (rollout.episodes, -1)).T)
-        )
+        in_order = success.unflatten(0, (rollout.episodes, -1)).T
+        sums = sum_over_ranks(sums_by_group(in_order, rollout.family, families))
         rates = sums[present] / count[present].unsqueeze(1) * rollout.episodes
         for n, rate in enumerate(rates.mean(0), start=1):
             metrics[f"rollout/success_in_episode_{n}/mean"] = rate

@@ -93,7 +93,6 @@ class Evaluator:
                     acting=acting,
                     split=split,
                     mode=mode,
-                    device=data.module.device,
                 )
 
         return RolloutStream(len(self._modes), draw)

@@ -32,22 +32,37 @@ def gae(reward: Tensor, value: Tensor, gamma: float, lam: float) -> tuple[Tensor
         Advantages and the lambda-returns that the critic regresses on, each ``[T, B]``.
     """
     delta = reward + gamma * value[1:] - value[:-1]
-    advantage = torch.empty_like(delta)
-    carry = torch.zeros_like(delta[0])
-    for t in reversed(range(len(delta))):
-        carry = delta[t] + gamma * lam * carry
-        advantage[t] = carry
+    advantage = running_sums(delta.flip(0), gamma * lam).flip(0)
     return advantage, advantage + value[:-1]
 
 
 def discounted_sums(reward: Tensor, gamma: float) -> Tensor:
     """R_t = gamma R_{t-1} + r_t, the running sum whose deviation scales rewards. ``[T, B]``"""
-    sums = torch.empty_like(reward)
-    carry = torch.zeros_like(reward[0])
-    for t in range(len(reward)):
-        carry = gamma * carry + reward[t]
+    return running_sums(reward, gamma)
+
+
+def running_sums(x: Tensor, decay: float) -> Tensor:
+    """y_t = x_t + decay y_{t-1} along the first dimension, from y_{-1} = 0.
+
+    On the CPU: to launch hundreds of steps as small as these takes a GPU longer than to fetch them.
+    """
+    sums = torch.empty_like(x, device="cpu")
+    carry = torch.zeros_like(sums[0])
+    for t, value in enumerate(x.cpu()):
+        carry = value + decay * carry
         sums[t] = carry
-    return sums
+    return sums.to(x.device)
+
+
+def sums_by_group(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Sums over the rows of ``x`` ``[N, ...]`` of each group ``[N]``; the same bits whenever it is asked.
+
+    On a GPU ``index_add`` adds in any order, ``index_put`` sorts first. ``[groups, ...]``
+    """
+    zeros = x.new_zeros(groups, *x.shape[1:])
+    if x.is_cuda:
+        return zeros.index_put((group,), x, accumulate=True)
+    return zeros.index_add(0, group, x)
 
 
 def log_reward(reward: Tensor) -> Tensor:
@@ -77,11 +92,10 @@ def standardize(x: Tensor, group: Tensor, groups: int) -> Tensor:
     """
     ones = torch.ones_like(x[0], dtype=torch.float64) * len(x)
     x64 = x.double()
-    zeros = torch.zeros(groups, dtype=torch.float64, device=x.device)
-    count = sum_over_ranks(zeros.index_add(0, group, ones)).clamp(min=1)
-    mean = sum_over_ranks(zeros.index_add(0, group, x64.sum(0))) / count
+    count = sum_over_ranks(sums_by_group(ones, group, groups)).clamp(min=1)
+    mean = sum_over_ranks(sums_by_group(x64.sum(0), group, groups)) / count
     centred = x64 - mean[group]
-    var = sum_over_ranks(zeros.index_add(0, group, centred.square().sum(0))) / count
+    var = sum_over_ranks(sums_by_group(centred.square().sum(0), group, groups)) / count
     return (centred / (var[group].sqrt() + 1e-8)).to(x.dtype)
 
 

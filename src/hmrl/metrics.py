@@ -10,6 +10,7 @@ from scipy.stats import binomtest, norm
 from torch import Tensor
 from torchmetrics import Metric
 
+from hmrl.functional import sums_by_group
 from hmrl.types import Outcomes
 
 
@@ -60,7 +61,8 @@ class FamilyOutcomes(Metric):
             episodes.final_success.double(),
             episodes.episode_return.double(),
         ]
-        self.outcomes.index_add_(0, episodes.family, torch.stack(columns, dim=1).to(self.outcomes))
+        of_each = torch.stack(columns, dim=1).to(self.outcomes)
+        self.outcomes += sums_by_group(of_each, episodes.family, len(self.families))
 
     def compute(self) -> dict[str, Score]:
         """Collective. The score of each family, and of "mean", their unweighted mean."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from hmrl.build import build_policy
 from hmrl.compatibility import check_levels, check_network, check_rollout, check_training, completed
 from hmrl.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
-from hmrl.descent import Step, descend, rates_of
+from hmrl.descent import Step, adamw, descend, rates_of
 from hmrl.diagnostics import Movement, beliefs_of, rollout_metrics
 from hmrl.distributed import exceeds, rank_and_world_size, share_of
 from hmrl.functional import agreement
@@ -290,8 +290,8 @@ class HierarchicalMetaRL(pl.LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for each level that is present, and for actor and critic each."""
         return [
-            torch.optim.AdamW(self.policy.get_submodule(name).parameters(), lr=lr, weight_decay=decay)
-            for name, (lr, decay) in self._rates.items()
+            adamw(self.policy.get_submodule(name), lr, weight_decay)
+            for name, (lr, weight_decay) in self._rates.items()
         ]
 
     def _optimizer(self, name: str) -> LightningOptimizer:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hmrl.distributed import sum_over_ranks
-from hmrl.functional import discounted_sums, log_reward
+from hmrl.functional import discounted_sums, log_reward, sums_by_group
 
 RewardScale = Literal["family", "global", "log", "none"]
 
@@ -40,13 +40,14 @@ class RunningMoments(nn.Module):
         x = x.to(self.mean.dtype)
         if group is None:
             group = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        zeros = torch.zeros(len(self.count), x.shape[1] + 1, dtype=x.dtype, device=x.device)
-        sums = sum_over_ranks(zeros.index_add(0, group, torch.cat([torch.ones_like(x[:, :1]), x], dim=1)))
+        groups = len(self.count)
+        counted = torch.cat([torch.ones_like(x[:, :1]), x], dim=1)
+        sums = sum_over_ranks(sums_by_group(counted, group, groups))
         count, total = sums[:, 0], sums[:, 1:]
         n = count.clamp(min=1).unsqueeze(1)
         batch_mean = total / n
         # Centred before squaring, so that a large offset does not swamp the variance.
-        batch_m2 = sum_over_ranks(zeros[:, 1:].index_add(0, group, (x - batch_mean[group]).square()))
+        batch_m2 = sum_over_ranks(sums_by_group((x - batch_mean[group]).square(), group, groups))
         delta = batch_mean - self.mean
         old = self.count.unsqueeze(1)
         new = (self.count + count).clamp(min=1).unsqueeze(1)

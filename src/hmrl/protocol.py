@@ -15,7 +15,7 @@ from hmrl.envs import Benchmark
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, metaworld_name
 from hmrl.envs.recorded import RecordedEnvs, make_trial_envs
 from hmrl.evaluation import EvaluationConfig, TrialConfig
-from hmrl.rollout import few_threads, require_finite
+from hmrl.rollout import few_threads, require_finite, where_it_is_faster
 from hmrl.types import Acting, Agent, Carry, FloatArray, Outcomes, Split
 
 _REWARD = OBSERVATION_DIM + ACTION_DIM  # where Meta-World's recurrent observations hold the last reward
@@ -32,13 +32,11 @@ class TrialAgent:
         agent: who decides.
         acting: how.
         families: of each environment, to name them in errors.
-        device: where the agent computes.
     """
 
-    def __init__(
-        self, agent: Agent, acting: Acting, families: Sequence[str], device: torch.device | None = None
-    ) -> None:
-        self._agent, self._acting, self._families, self._device = agent, acting, families, device
+    def __init__(self, agent: Agent, acting: Acting, families: Sequence[str]) -> None:
+        self._agent, self._device = where_it_is_faster(agent, len(families))
+        self._acting, self._families = acting, families
 
     def init(self) -> None:
         """A new trial: forget everything."""
@@ -91,7 +89,7 @@ class TrialAgent:
 
 def _choose(due: Tensor, new: Carry, old: Carry) -> Carry:
     """The new memory of the environments that are ``due`` ``[B]``, the old one of the others."""
-    due = due.to(new.age.device)  # experts' memory is on the CPU, wherever the agent computes
+    due = due.to(new.age.device)
     pairs = zip(new.hidden, old.hidden, strict=True)
     hidden = tuple(torch.where(due[None, :, None], a, b) for a, b in pairs)
     rest = {f.name: (getattr(new, f.name), getattr(old, f.name)) for f in fields(Carry) if f.name != "hidden"}
@@ -143,7 +141,6 @@ def evaluate_trials(
     acting: Acting,
     split: Split,
     mode: str,
-    device: torch.device | None = None,
 ) -> Trials:
     """Meta-World's ``metalearning_evaluation`` on one split.
 
@@ -152,7 +149,6 @@ def evaluate_trials(
         seed: of the benchmark's goals.
         horizon: simulator steps of an episode.
         mode: label.
-        device: where the agent computes.
     """
     from metaworld.evaluation import metalearning_evaluation
 
@@ -171,7 +167,7 @@ def evaluate_trials(
     try:
         with few_threads():
             success, mean_return, by_family = metalearning_evaluation(
-                TrialAgent(agent, acting, envs.families, device),
+                TrialAgent(agent, acting, envs.families),
                 envs,
                 num_evals=trials.num_evals,
                 adaptation_episodes=trials.adaptation_episodes,

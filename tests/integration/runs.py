@@ -24,7 +24,7 @@ def checksum(module: nn.Module) -> str:
     """Of every parameter, bit by bit."""
     digest = hashlib.sha256()
     for parameter in module.parameters():
-        digest.update(parameter.detach().numpy().tobytes())
+        digest.update(parameter.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

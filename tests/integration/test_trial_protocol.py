@@ -10,8 +10,7 @@ import pytest
 import torch
 from metaworld.evaluation import metalearning_evaluation
 
-from hmrl.agents import choose_agent
-from hmrl.envs.benchmarks import ACTION_DIM, META_WORLD, OBSERVATION_DIM, Goals
+from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
 from hmrl.envs.recorded import RecordedEnvs
 from hmrl.module import HierarchicalMetaRL
 from hmrl.protocol import TrialAgent
@@ -211,14 +210,6 @@ def test_a_macro_action_is_not_held_into_another_episode() -> None:
     assert not torch.equal(said[1][0], said[2][0])
     assert torch.equal(said[1][1], said[2][1])
     assert torch.equal(said[2], said[3])
-
-
-def test_agents_to_compare_with_remember_on_the_cpu(module: HierarchicalMetaRL) -> None:
-    """Wherever the trained agent would compute."""
-    agent = choose_agent("random", module.policy, FAMILIES, META_WORLD)
-    trial = TrialAgent(agent, Acting(), FAMILIES, torch.device("meta"))
-    trial.init()
-    assert trial.adapt_action(np.zeros((2, OBSERVATION_DIM + ACTION_DIM + 2)))[0].shape == (2, ACTION_DIM)
 
 
 def test_an_action_that_is_no_number_names_its_family() -> None:

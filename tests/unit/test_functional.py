@@ -26,6 +26,7 @@ from hmrl.functional import (
     occupancy_weights,
     signed_log,
     standardize,
+    sums_by_group,
 )
 
 # --- returns -------------------------------------------------------------------------------------
@@ -304,3 +305,10 @@ def test_mutual_information_of_soft_beliefs() -> None:
         for g in range(3)
     )
     assert mutual_information(q, group, 3).item() == pytest.approx(expected)
+
+
+def test_sums_by_group_are_those_of_a_loop() -> None:
+    x, group = torch.randn(50, 3, dtype=torch.float64), torch.randint(4, (50,))
+    sums = sums_by_group(x, group, 5)
+    for g in range(5):
+        torch.testing.assert_close(sums[g], x[group == g].sum(0), rtol=1e-12, atol=1e-12)

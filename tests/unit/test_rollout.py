@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmrl.rollout import collect, seeded
+from hmrl.agents import RandomAgent
+from hmrl.rollout import collect, seeded, where_it_is_faster
 from hmrl.types import Acting, EnvStep, Rollout
 
 from .helpers import FAMILIES, B, S, ToyEnvs, build_module, encoder_config, vae_config
@@ -122,3 +123,9 @@ class ReusingEnvs(ToyEnvs):
 
 def test_observations_survive_a_simulator_that_reuses_its_buffer() -> None:
     torch.testing.assert_close(roll(ReusingEnvs(), 1).observation, roll(ToyEnvs(), 1).observation)
+
+
+@pytest.mark.parametrize("environments", [1, 10_000])
+def test_what_is_on_the_cpu_acts_there_itself(environments: int) -> None:
+    for agent in (build_module(encoder_config(), vae_config()).policy, RandomAgent(2)):
+        assert where_it_is_faster(agent, environments) == (agent, torch.device("cpu"))

@@ -111,7 +111,6 @@ class Video(pl.Callback):
                     families=families,
                     split=split,
                     mode=mode,
-                    device=pl_module.device,
                 )
         categories = getattr(agent, "categorical_entries", 0)  # experts have no belief
         write(path, film(filmed.pictures, rollout, agent.decision_interval, categories), self.every)
