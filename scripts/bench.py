@@ -103,8 +103,12 @@ def data_of(benchmark: str = "ML10", each: int = 10, backend: str = "envpool") -
     return MetaWorldDataModule(benchmark, families, backend=backend, envs_per_family=each)  # type: ignore[arg-type]
 
 
-def collecting(backend: str = "envpool", benchmark: str = "ML10", each: int = 10, k: int = 2) -> float:
+def collecting(
+    backend: str = "envpool", benchmark: str = "ML10", each: int = 10, k: int = 2, device: str = "cpu"
+) -> float:
     """This package's ``collect`` with an untrained agent of the default configuration, resets included."""
+    from unittest.mock import patch
+
     from hmrl.envs.benchmarks import Goals
     from hmrl.module import HierarchicalMetaRL
     from hmrl.rollout import collect
@@ -112,19 +116,20 @@ def collecting(backend: str = "envpool", benchmark: str = "ML10", each: int = 10
     data = data_of(benchmark, each, backend)
     model = HierarchicalMetaRL(
         data.families, data.observation_dim, data.action_dim, data.ego_indices, decision_interval=k
-    )
+    ).to(device)
     envs = data.make_envs(backend, Goals("train", 1, None, 0), each)
 
     def episode(number: int) -> Any:
-        return collect(
-            envs,
-            model.policy,
-            episode=number,
-            acting=model.acting,
-            families=data.families,
-            split="train",
-            mode="training",
-        )
+        with patch("hmrl.rollout._ENOUGH_FOR_A_GPU", 0):  # on a GPU, if that is asked for
+            return collect(
+                envs,
+                model.policy,
+                episode=number,
+                acting=model.acting,
+                families=data.families,
+                split="train",
+                mode="training",
+            )
 
     episode(0)
     started = time.perf_counter()
@@ -134,7 +139,9 @@ def collecting(backend: str = "envpool", benchmark: str = "ML10", each: int = 10
     return rate
 
 
-def training(k: int = 2, benchmark: str = "ML10", each: int = 10, iterations: int = 3) -> Rates:
+def training(
+    k: int = 2, benchmark: str = "ML10", each: int = 10, iterations: int = 3, accelerator: str = "cpu"
+) -> Rates:
     """Training of the default configuration without evaluations, and seconds an iteration of its parts.
 
     The first iteration, which builds the simulators, is left out.
@@ -161,7 +168,7 @@ def training(k: int = 2, benchmark: str = "ML10", each: int = 10, iterations: in
         trainer = make_trainer(
             folder,
             env_steps=(iterations + 1) * steps,
-            accelerator="cpu",
+            accelerator=accelerator,
             devices=1,
             check_val_every_n_epoch=10_000,
         )
@@ -321,8 +328,29 @@ def threads() -> Rates:
     return found
 
 
+def gpu() -> Rates:
+    """Where to act and where to learn, by number of environments; nothing without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print("gpu: PyTorch finds no GPU on this machine")
+        return {}
+    found: Rates = {}
+    for each in GPU_SIZES:
+        name = f"{10 * each} environments"
+        for device in ("cpu", "cuda"):
+            found[f"{name}, collect, acting on {device}"] = collecting(each=each, device=device)
+        for device in ("cpu", "cuda"):
+            parts = training(each=each, accelerator=device)
+            found[f"{name}, training, learning on {device}"] = parts["rate"]
+            found[f"{name}, learning on {device}, s an iteration"] = parts["training_step"]
+            found[f"{name}, learning on {device}, iteration, s"] = 10 * each * HORIZON / parts["rate"]
+    return found
+
+
 # Benchmarks, and environments of each family.
 SIZES = (("ML10", 1), ("ML10", 5), ("ML10", 9), ("ML10", 10), ("ML10", 20), ("ML45", 2), ("ML1", 50))
+GPU_SIZES = (10, 20, 30, 50)  # environments of each family
 _LEARNING = "learning, s per 50,000 steps"
 _LOW_LEVEL = "actor and critic, s per 50,000 steps"  # the others take so many gradient steps an iteration
 RATIOS = {  # name: of what, over what, and what it shall be
@@ -357,6 +385,15 @@ RATIOS = {  # name: of what, over what, and what it shall be
             "at most 1.1",
         ),
     ],
+    "gpu": [
+        (
+            f"learning's share on the GPU, {10 * each} environments",
+            f"{10 * each} environments, learning on cuda, s an iteration",
+            f"{10 * each} environments, learning on cuda, iteration, s",
+            "at most 0.25",
+        )
+        for each in GPU_SIZES
+    ],
 }
 PARTS = {
     "simulators": simulators,
@@ -365,6 +402,7 @@ PARTS = {
     "sizes": sizes,
     "threads": threads,
     "starting": starting,
+    "gpu": gpu,
 }
 MEASUREMENTS = {"training": training, "collecting": collecting, "raw_envpool": raw_envpool}
 
@@ -394,7 +432,7 @@ def main() -> None:
             print(f"{part}, repeat {repeat + 1} of {arguments.repeats}", flush=True)
         middle = {name: median(run[name] for run in runs) for name in runs[0]}
         ratios = {}
-        for name, over, under, target in RATIOS.get(part, []):
+        for name, over, under, target in RATIOS.get(part, []) if middle else []:
             each = [run[over] / run[under] for run in runs]
             ratios[name] = {"median": median(each), "least": min(each), "most": max(each), "target": target}
         finished = datetime.now(UTC).isoformat(timespec="seconds")

@@ -165,7 +165,7 @@ def evaluate_trials(
     )
     agent = choose_agent(config.agent, policy, envs.families, bench.world)
     try:
-        with few_threads():
+        with few_threads(len(envs.families)):
             success, mean_return, by_family = metalearning_evaluation(
                 TrialAgent(agent, acting, envs.families),
                 envs,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from .helpers import load_script
 
@@ -67,3 +68,17 @@ def test_peak_memory_is_the_measured_processs_own(bench: Any) -> None:
     found = bench.apart("raw_envpool", each=1, steps=2)
     assert much[-1] == 1
     assert 50 < found["peak_mib"] < 1000
+
+
+def test_the_share_of_learning_on_a_gpu(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An iteration of 100 environments is 50,000 steps: at 10,000 a second 5 s, of which 1 s is learning."""
+    if not torch.cuda.is_available():
+        assert bench.gpu() == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(bench, "collecting", lambda each, device: 20_000.0)
+    monkeypatch.setattr(
+        bench, "training", lambda each, accelerator: {"rate": 1_000.0 * each, "training_step": 1.0}
+    )
+    found = bench.gpu()
+    shares = [found[over] / found[under] for _, over, under, _ in bench.RATIOS["gpu"]]
+    assert shares == pytest.approx([0.2] * len(bench.GPU_SIZES))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hmrl.agents import RandomAgent
-from hmrl.rollout import collect, seeded, where_it_is_faster
+from hmrl.rollout import collect, few_threads, seeded, where_it_is_faster
 from hmrl.types import Acting, EnvStep, Rollout
 
 from .helpers import FAMILIES, B, S, ToyEnvs, build_module, encoder_config, vae_config
@@ -129,3 +129,18 @@ def test_observations_survive_a_simulator_that_reuses_its_buffer() -> None:
 def test_what_is_on_the_cpu_acts_there_itself(environments: int) -> None:
     for agent in (build_module(encoder_config(), vae_config()).policy, RandomAgent(2)):
         assert where_it_is_faster(agent, environments) == (agent, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("there_are", "environments", "used"),
+    [(1, 1000, 1), (2, 1000, 2), (16, 1, 2), (16, 149, 2), (16, 300, 6)],
+)
+def test_threads_for_acting(there_are: int, environments: int, used: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(there_are)
+        with few_threads(environments):
+            assert torch.get_num_threads() == used
+        assert torch.get_num_threads() == there_are
+    finally:
+        torch.set_num_threads(before)
