@@ -32,26 +32,21 @@ def gae(reward: Tensor, value: Tensor, gamma: float, lam: float) -> tuple[Tensor
         Advantages and the lambda-returns that the critic regresses on, each ``[T, B]``.
     """
     delta = reward + gamma * value[1:] - value[:-1]
-    advantage = running_sums(delta.flip(0), gamma * lam).flip(0)
+    advantage = discounted_sums(delta.flip(0), gamma * lam).flip(0)
     return advantage, advantage + value[:-1]
 
 
 def discounted_sums(reward: Tensor, gamma: float) -> Tensor:
-    """R_t = gamma R_{t-1} + r_t, the running sum whose deviation scales rewards. ``[T, B]``"""
-    return running_sums(reward, gamma)
+    """R_t = gamma R_{t-1} + r_t, the running sum whose deviation scales rewards. ``[T, B]``
 
-
-def running_sums(x: Tensor, decay: float) -> Tensor:
-    """y_t = x_t + decay y_{t-1} along the first dimension, from y_{-1} = 0.
-
-    On the CPU: to launch hundreds of steps as small as these takes a GPU longer than to fetch them.
+    Summed on the CPU: to launch hundreds of steps as small as these takes a GPU longer than to fetch them.
     """
-    sums = torch.empty_like(x, device="cpu")
+    sums = torch.empty_like(reward, device="cpu")
     carry = torch.zeros_like(sums[0])
-    for t, value in enumerate(x.cpu()):
-        carry = value + decay * carry
+    for t, value in enumerate(reward.cpu()):
+        carry = gamma * carry + value
         sums[t] = carry
-    return sums.to(x.device)
+    return sums.to(reward.device)
 
 
 def sums_by_group(x: Tensor, group: Tensor, groups: int) -> Tensor:

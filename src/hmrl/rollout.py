@@ -39,7 +39,7 @@ def few_threads(environments: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-# A decision takes a GPU 2 ms for one environment as for 500, and what is simulated is on the CPU anyway.
+# A decision takes a GPU 2 ms for 100 environments as for 500, and what is simulated is on the CPU anyway.
 _ENOUGH_FOR_A_GPU = 300
 
 

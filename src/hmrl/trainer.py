@@ -65,7 +65,7 @@ def loggers(
 def fixed_options() -> dict[str, Any]:
     """Trainer arguments that are not the user's to choose."""
     torch.set_flush_denormal(True)
-    torch.backends.cudnn.allow_tf32 = False  # its ten bits: other beliefs in learning than in acting
+    torch.backends.cudnn.allow_tf32 = False  # of ten bits: y in learning would not be y in acting
     return {"plugins": [AtomicCheckpointIO()]}
 
 

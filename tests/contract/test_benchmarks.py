@@ -7,7 +7,6 @@ from typing import Any
 
 import envpool
 import pytest
-import torch
 from experts import RandomAgent
 from metaworld import env_dict
 
@@ -116,7 +115,7 @@ def test_only_the_reference_simulator_has_a_number_of_fixed_goals() -> None:
 
 def _attached(data: MetaWorldDataModule) -> MetaWorldDataModule:
     """The data module as inside a trainer whose module acts at random."""
-    module = SimpleNamespace(policy=RandomAgent(), acting=Acting(), device=torch.device("cpu"), iteration=0)
+    module = SimpleNamespace(policy=RandomAgent(), acting=Acting(), iteration=0)
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
     return data
 

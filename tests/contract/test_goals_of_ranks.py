@@ -14,7 +14,6 @@ import envpool
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 
 import hmrl.datamodule
 import hmrl.envs.metaworld
@@ -102,7 +101,7 @@ def goals_met(
         test=evaluation,
         modes={"sampled": Acting()},
     )
-    module = SimpleNamespace(policy=None, acting=Acting(), device=torch.device("cpu"), stage="train")
+    module = SimpleNamespace(policy=None, acting=Acting(), stage="train")
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
     data.replay = SimpleNamespace(append=lambda _: None, size=1)  # type: ignore[assignment]
     for iteration in ITERATIONS:

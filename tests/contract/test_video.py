@@ -90,7 +90,7 @@ def evaluated(agent: str, horizon: int, **options: Any) -> tuple[Any, Any]:
     data = MetaWorldDataModule(
         "custom", BENCH.train, BENCH.test, test=test, horizon=horizon, seed=3, **options
     )
-    module = SimpleNamespace(policy=None, device=torch.device("cpu"), iteration=torch.tensor(0))
+    module = SimpleNamespace(policy=None, iteration=torch.tensor(0))
     return SimpleNamespace(is_global_zero=True, datamodule=data, progress_bar_callback=None), module
 
 
