@@ -127,7 +127,7 @@ def mixture_loss(
     ).square()
     moved = (after - before).unsqueeze(-2)
     state_error = (encoder.state_decoder(with_each(before, action)) - moved).square().mean(-1)
-    prior = Normal(encoder.prior_mean, encoder.prior_log_std.clamp(-5, 2).exp(), validate_args=False)
+    prior = Normal(*encoder.prior(), validate_args=False)
     component_kl = (weight * kl_divergence(posterior, prior).sum(-1)).sum(-1).mean()
     category_kl = math.log(encoder.categories) - entropy(weight).mean()
     reconstruction = [(weight * error).sum(-1).mean() for error in (reward_error, state_error)]

@@ -161,7 +161,7 @@ class MacroVAEConfig:
     Args:
         encoder_hidden, decoder_hidden: hidden widths.
         dropout: in the decoder, while it is trained.
-        log_std_range: clamp of z's log standard deviation.
+        log_std_range: bounds of z's log standard deviation.
         goal: goal-state strategy: constant_discretisation (CD), constant_margin (CM) or sub_task (ST).
         n: decisions between cuts (CD) or ahead (CM).
         n_max: most decisions ahead (ST).
@@ -216,7 +216,7 @@ class ActorCriticConfig:
     Args:
         actor_hidden, critic_hidden: hidden widths, tanh.
         log_std_init: initial log standard deviation of the actions.
-        log_std_range: its clamp.
+        log_std_range: its bounds.
         state_dependent_std: let the network choose the deviation.
     """
 

@@ -104,6 +104,31 @@ def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
     return (1 - variance(target - prediction) / variance(target).clamp(min=1e-12)).to(target.dtype)
 
 
+# --- distributions -------------------------------------------------------------------------------
+
+
+def bounded(x: Tensor, low: float, high: float, start: float = 0.0) -> Tensor:
+    """A smooth map of all real numbers onto (low, high): the logarithm of a deviation that a network makes.
+
+    The algebraic sigmoid u / sqrt(1 + u^2), shifted and scaled so that x = 0 gives ``start`` with slope 1. A
+    clamp has no gradient outside its range: what once leaves it never comes back. A logistic curve comes to
+    the same in float32 from |u| = 17 on; the slope of this one falls with |u|^-3 only.
+
+    Args:
+        x: ``[...]``.
+        low, high: the range; equal ones give a constant.
+        start: moved into the inner nine tenths of the range where it lies outside of them.
+    """
+    width = high - low
+    if width == 0:
+        return torch.full_like(x, low)
+    level = min(max(2 * (start - low) / width - 1, -0.9), 0.9)  # of the sigmoid, in (-1, 1)
+    flat = 1 - level**2
+    u = level / flat**0.5 + 2 / (width * flat**1.5) * x
+    share: Tensor = (1 + u * (1 + u.square()).rsqrt()) / 2
+    return low + width * share
+
+
 # --- low level -----------------------------------------------------------------------------------
 
 

@@ -119,7 +119,9 @@ def test_the_mixtures_loss_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> No
             total[3] += math.log(K) - Categorical(probs=q).entropy()
             for k in range(K):
                 mean, log_std = out[K + 2 * L * k :][: 2 * L].chunk(2)
-                posterior = Normal(mean, log_std.clamp(-5, 2).exp())
+                slope = (1 - (3 / 7) ** 2) ** -1.5 / 3.5
+                u = math.tan(math.asin(3 / 7)) + slope * log_std
+                posterior = Normal(mean, (-1.5 + 3.5 * u.atan().sin()).exp())
                 x = posterior.loc + 0.5 * posterior.scale
                 now, then, action = state[t, b], state[t + 1, b], episodes.action[t, b].clamp(-1, 1)
                 total[0] += (

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from hmrl.functional import bounded
 from hmrl.networks.actor_critic import Actor, Critic
 from hmrl.networks.macro_vae import MacroVAE
 from hmrl.networks.mlp import mlp
-from hmrl.networks.task_encoder import TaskEncoder
+from hmrl.networks.task_encoder import MixtureEncoder, TaskEncoder
 
 S, A, K, E = 7, 2, 3, 4
 
@@ -90,6 +93,52 @@ def test_state_dependent_std_depends_on_the_state_within_its_range() -> None:
     assert len(d.stddev[:, 0].unique()) > 5
     assert d.stddev.log().min() >= -1 - 1e-6
     assert d.stddev.log().max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("raw", [-30.0, -3.0, 0.0, 3.0, 30.0])
+@pytest.mark.parametrize("made_by", ["actor", "macro_vae", "mixture", "mixture_prior"])
+def test_a_deviation_out_of_its_range_can_come_back(made_by: str, raw: float) -> None:
+    if made_by == "actor":
+        net, (low, high) = actor(True), (-1.0, 0.5)
+        parameter = net.net[-1].bias
+        std = lambda: net(torch.zeros(1, S), torch.zeros(1, K), torch.zeros(1, A)).stddev  # noqa: E731
+    elif made_by == "macro_vae":
+        macro, (low, high) = vae(), (-2.0, 0.5)
+        parameter = macro.encoder[-1].bias
+        std = lambda: macro.encode(torch.zeros(1, S), torch.zeros(1, K)).stddev  # noqa: E731
+    else:
+        options = {"hidden": 8, "embedding_hidden": (5, 4, 3), "head_hidden": (6,), "dropout": 0.0}
+        mixture = MixtureEncoder(S, A, categories=K, cell="gru", latent=2, decoder_hidden=(8,), **options)
+        low, high = -5.0, 2.0
+        parameter = mixture.head[-1].bias if made_by == "mixture" else mixture.prior_log_std
+        out = torch.zeros(1, 1, S)
+        hidden = mixture.initial_hidden(1, torch.device("cpu"))
+        std = lambda: (  # noqa: E731
+            mixture.components(mixture(out, torch.zeros(1, 1, A), torch.zeros(1, 1), out, hidden)[0])[1]
+            if made_by == "mixture"
+            else mixture.prior()[1]
+        )
+    with torch.no_grad():
+        parameter.fill_(raw)
+    found = std()
+    assert low - 1e-5 <= found.log().min()
+    assert found.log().max() <= high + 1e-5
+    (slope,) = torch.autograd.grad(found.log().sum(), parameter)
+    moved = slope.abs().max()
+    assert moved > (0.5 if raw == 0 else 0)
+
+
+def test_a_bounded_value_is_an_algebraic_sigmoid_through_its_start() -> None:
+    x = torch.linspace(-4, 4, 9, dtype=torch.float64)
+    for low, high, start in ((-2.0, 0.5, 0.0), (-0.25, 0.25, 0.0), (-1.0, 0.5, -0.3)):
+        middle, half = (low + high) / 2, (high - low) / 2
+        angle = math.asin((start - middle) / half)  # u / sqrt(1 + u^2) is sin(atan(u))
+        expected = middle + half * (math.tan(angle) + x / (half * math.cos(angle) ** 3)).atan().sin()
+        torch.testing.assert_close(bounded(x, low, high, start), expected)
+        near = torch.tensor([-1e-4, 0.0, 1e-4], dtype=torch.float64)
+        torch.testing.assert_close(bounded(near, low, high, start), start + near, rtol=0, atol=1e-6)
+    assert float(bounded(torch.zeros(1), -0.5, 0.5, -0.5)) == pytest.approx(-0.45)
+    assert bounded(torch.randn(3), 0.2, 0.2).tolist() == pytest.approx([0.2] * 3)
 
 
 def test_critic_gives_one_value_for_each_state() -> None:

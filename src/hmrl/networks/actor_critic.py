@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from hmrl.functional import bounded
 from hmrl.networks.mlp import mlp
 
 
@@ -18,8 +19,9 @@ class Actor(nn.Module):
         state_dim, belief_dim, macro_dim, action_dim: widths; 0 where a level is absent.
         hidden: hidden widths, tanh.
         log_std_init: initial log standard deviation.
-        log_std_range: its clamp.
-        state_dependent_std: a second head of the network, instead of one free parameter a dimension.
+        log_std_range: its bounds.
+        state_dependent_std: a second head of the network (:func:`hmrl.functional.bounded`), instead of one
+            free parameter a dimension.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class Actor(nn.Module):
         state_dependent_std: bool,
     ) -> None:
         super().__init__()
-        self.log_std_range = log_std_range
-        self.state_dependent_std = state_dependent_std
-        self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std_init)))
+        self.log_std_init, self.log_std_range = log_std_init, log_std_range
+        self.log_std: nn.Parameter | None = None
+        if not state_dependent_std:
+            self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std_init)))
         self.net = mlp(
             state_dim + belief_dim + macro_dim,
             hidden,
@@ -48,18 +51,19 @@ class Actor(nn.Module):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Bring the free parameter back to its range: beyond it the clamp's gradient is 0 for good."""
-        self.log_std.clamp_(*self.log_std_range)
+        """Bring the free parameter, if there is one, back to its range after a step."""
+        if self.log_std is not None:
+            self.log_std.clamp_(*self.log_std_range)
 
     def forward(self, state: Tensor, belief: Tensor, macro_action: Tensor) -> Normal:
         """The distribution of primitive actions ``[..., A]``."""
         out = self.net(torch.cat([state, belief, macro_action], dim=-1))
-        log_std = self.log_std
-        if self.state_dependent_std:
-            out, offset = out.chunk(2, dim=-1)
-            log_std = log_std + offset
-        std = log_std.clamp(*self.log_std_range).exp().expand_as(out)
-        return Normal(out.tanh(), std, validate_args=False)
+        if self.log_std is None:
+            out, raw = out.chunk(2, dim=-1)
+            log_std = bounded(raw, *self.log_std_range, start=self.log_std_init)
+        else:
+            log_std = self.log_std.clamp(*self.log_std_range)
+        return Normal(out.tanh(), log_std.exp().expand_as(out), validate_args=False)
 
 
 class Critic(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from hmrl.functional import bounded
 from hmrl.networks.mlp import mlp
 
 
@@ -18,7 +19,7 @@ class MacroVAE(nn.Module):
         state_dim, belief_dim, action_dim, ego_dim: widths S, K, A and E.
         encoder_hidden, decoder_hidden: hidden widths, leaky ReLU.
         dropout: in the decoder, in training mode only.
-        log_std_range: clamp of the log standard deviation of z.
+        log_std_range: of z's log standard deviation (:func:`hmrl.functional.bounded`).
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class MacroVAE(nn.Module):
     def encode(self, state: Tensor, belief: Tensor) -> Normal:
         """q(z | s, y), a diagonal Gaussian over ``[..., A]`` whose mean lies in (-1, 1)."""
         mean, log_std = self.encoder(torch.cat([state, belief], dim=-1)).chunk(2, dim=-1)
-        return Normal(mean.tanh(), log_std.clamp(*self.log_std_range).exp(), validate_args=False)
+        return Normal(mean.tanh(), bounded(log_std, *self.log_std_range).exp(), validate_args=False)
 
     def decode(self, ego_state: Tensor, macro_action: Tensor) -> Tensor:
         """Predicted displacement of the normalised ego-state to the goal. ``[..., E]``"""

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gumbel_softmax
 
+from hmrl.functional import bounded
 from hmrl.networks.mlp import mlp
+
+_LOG_STD_RANGE = (-5.0, 2.0)  # of a mixture's components
 
 
 class TaskEncoder(nn.Module):
@@ -181,7 +184,11 @@ class MixtureEncoder(TaskEncoder):
         """Means and standard deviations of q(x | c, y) for every y, each ``[..., K, L]``."""
         parts = out[..., self.categories :].unflatten(-1, (self.categories, 2 * self.latent))
         mean, log_std = parts.chunk(2, dim=-1)
-        return mean, log_std.clamp(-5, 2).exp()
+        return mean, bounded(log_std, *_LOG_STD_RANGE).exp()
+
+    def prior(self) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of p(x | y) for every y, each ``[K, L]``."""
+        return self.prior_mean, bounded(self.prior_log_std, *_LOG_STD_RANGE).exp()
 
     def belief(self, out: Tensor, *, sample: bool, temperature: float) -> Tensor:
         """q(y | c), or a Gumbel-softmax sample, and the mean of x under it. ``[..., K + L]``"""
