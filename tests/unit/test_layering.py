@@ -97,5 +97,5 @@ def test_no_cycles() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_no_file_is_longer_than_300_lines(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 300
+def test_no_file_is_longer_than_500_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 500
