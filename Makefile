@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_DIR ?= runs/ml10
 
-.PHONY: setup train test evaluate check smoke soak bench clean
+.PHONY: setup train test evaluate check smoke soak bench docs clean
 
 setup: $(VENV)/installed
 
@@ -33,6 +33,10 @@ soak: setup  ## Interrupt and kill a run at random moments; it must end up equal
 
 bench: setup  ## How fast is it? Ratios to the raw simulator and to Meta-World's own stepping; runs/bench.json.
 	$(BIN)/python scripts/bench.py
+
+docs: setup  ## The documentation site, in build/docs; a broken link fails.
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 check: setup
 	$(BIN)/ruff check
