@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 RUN_DIR ?= runs/ml10
 
-.PHONY: setup train test evaluate check smoke soak bench docs clean
+.PHONY: setup train test evaluate check smoke soak bench docs lowest clean
 
 setup: $(VENV)/installed
 
@@ -43,5 +44,14 @@ check: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+lowest:  ## Do the lowest versions that pyproject.toml allows work? In an environment of their own.
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) scripts/lowest.py > $(LOWEST)/versions.txt
+	$(LOWEST)/bin/pip install --quiet --upgrade pip
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/versions.txt torch
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/versions.txt --editable . pytest pytest-xdist
+	$(LOWEST)/bin/hmrl fit --config configs/ml10.yaml --config configs/smoke.yaml --run_dir runs/lowest --overwrite true
+	$(LOWEST)/bin/python -m pytest tests/integration/test_bad_input.py
+
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build .pytest_cache .mypy_cache .ruff_cache

@@ -29,11 +29,10 @@ from hmrl.callbacks import (
     RunDirectory,
     SuccessRate,
     Video,
-    hold_signals,
 )
 from hmrl.compatibility import check_network, check_rollout, completed, settings_since
 from hmrl.datamodule import MetaWorldDataModule
-from hmrl.distributed import is_first_process
+from hmrl.launched import hold_signals, is_first_process
 from hmrl.mistakes import one_sentence
 from hmrl.module import HierarchicalMetaRL
 from hmrl.parser import Parser

@@ -13,7 +13,7 @@ from hmrl.collector import Collector
 from hmrl.config import as_config
 from hmrl.curriculum import CurriculumConfig
 from hmrl.distributed import gather, rank_and_world_size, share_of
-from hmrl.envs import Backend, benchmark, make_envs
+from hmrl.envs import Backend, Benchmark, benchmark, make_envs
 from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals
 from hmrl.envs.perturb import Perturbation, sensors_of
 from hmrl.envs.shown import as_seen
@@ -33,10 +33,13 @@ _TRAIN, _VALIDATION, _TEST = 0, 2, 3
 class MetaWorldDataModule(pl.LightningDataModule):
     """Streams whole-episode rollouts from Meta-World; owns the environments and the replay.
 
+    Another world overrides :meth:`describe` and :meth:`make_envs`; its backend is ``own``.
+
     Args:
         benchmark: ML1, ML10, ML25, ML45 or custom; or GridWorld or GridWorldLarge.
         train_families, test_families: for ML1 (one, in train) and custom.
-        backend: envpool, metaworld, or metaworld_async (a process an environment); gridworld for its own.
+        backend: envpool, metaworld, or metaworld_async (a process an environment); gridworld for its own;
+            own for those of a subclass.
         envs_per_family: training environments a family, over all ranks.
         goals_per_family: fixed training goals a family, or None for a fresh goal every episode.
         goals_shown, families_shown: the agent sees the goal, or which training family it is: upper bounds.
@@ -81,7 +84,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
         for name in ("envs_per_family", "episodes_per_trial", "replay_trajectories"):
             if arguments[name] < 1:
                 raise UserError(f"data.{name} is {arguments[name]}: use 1 or more")
-        self.benchmark = _benchmark(benchmark, train_families, test_families)
+        self.benchmark = self.describe(benchmark, train_families, test_families)
+        arguments["benchmark"] = self.benchmark.name
         self.benchmark.check_backend("data.backend", backend)
         self.benchmark.check_horizon("data.horizon", horizon)
         if goals_per_family is not None and goals_per_family < 1:
@@ -124,6 +128,14 @@ class MetaWorldDataModule(pl.LightningDataModule):
         self.replay = TrajectoryReplay(replay_trajectories)
         self._collector = Collector(self, _TRAIN)
 
+    def describe(self, name: BenchmarkName, train: Sequence[str], test: Sequence[str]) -> Benchmark:
+        """Families of both splits, and the sizes of observations and actions; called by the constructor.
+
+        Another world than Meta-World overrides this method, as with
+        ``Benchmark("maze", ("left",), ("right",), World(6, 2, ego_indices=(0, 1)))``.
+        """
+        return benchmark(name, train, test)
+
     @property
     def families(self) -> tuple[str, ...]:
         """Training families: what the module's per-family statistics are about."""
@@ -150,9 +162,14 @@ class MetaWorldDataModule(pl.LightningDataModule):
         """Refuse early what could not be built.
 
         Raises:
-            UserError: if environments do not divide over the processes.
+            UserError: if a simulator is not installed, or environments do not divide over the processes.
         """
         name = "test" if stage == "test" else "validation"
+        backends = {f"data.{name}.backend": getattr(self, name).backend or self.backend}
+        if stage == "fit":
+            backends = {"data.backend": self.backend} | backends
+        for key, backend in backends.items():
+            self.benchmark.check_installed(key, backend)
         if getattr(self, name).protocol == "meta_world":
             self.trials.check(f"data.{name}", [self.benchmark.train, self.benchmark.test], world_size)
         counts = {f"{name}.envs_per_family": getattr(self, name).envs_per_family}
@@ -182,7 +199,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         goal_visible: bool = False,
         families: Sequence[str] | None = None,
     ) -> TaskEnvs:
-        """This rank's environments; another world than Meta-World overrides this method.
+        """This rank's environments; another world than Meta-World overrides this and :meth:`describe`.
 
         Args:
             families: some of the split's, where a curriculum says so.
@@ -294,6 +311,3 @@ class MetaWorldDataModule(pl.LightningDataModule):
                 "weights, optimizers, normaliser and replay are kept, but the run will not be bit-equal to "
                 "one with the same number throughout"
             )
-
-
-_benchmark = benchmark  # the constructor has an argument of that name

@@ -7,17 +7,12 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch.distributed as dist
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from hmrl.launched import is_first_process as is_first_process
 from hmrl.types import SharedError, UserError
 
 T = TypeVar("T")
-
-
-def is_first_process() -> bool:
-    """Whether this process speaks for all; known from the launcher, before ranks are connected."""
-    return not getattr(rank_zero_only, "rank", 0)
 
 
 def rank_and_world_size() -> tuple[int, int]:

@@ -77,7 +77,11 @@ class EvaluationConfig:
         perturbation.check_evaluation(key, self.perturbation, self.protocol)
         own = self.backend or backend
         bench.check_backend(f"{key}.backend", own)
-        if self.protocol == "meta_world" and own == "gridworld":
+        if self.agent == "expert" and own == "own":
+            raise UserError(
+                f"{key}.agent is expert, but data.benchmark {bench.name} has none: use policy or random"
+            )
+        if self.protocol == "meta_world" and own in ("gridworld", "own"):
             raise UserError(
                 f"{key}.protocol is meta_world, which is Meta-World's own evaluation, but data.benchmark is "
                 f"{bench.name}: use first_episode or paper"

@@ -9,10 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-
-from hmrl.callbacks import hold_signals
-from hmrl.distributed import is_first_process
+from hmrl.launched import hold_signals, is_first_process
 from hmrl.types import SharedError, UserError
 
 # What a disk says that is full, read-only or somebody else's.
@@ -64,7 +61,10 @@ def mistake_behind(error: BaseException | None) -> UserError | None:
         if isinstance(cause, UserError):
             return cause
         cause = cause.__cause__
-    if isinstance(error, MisconfigurationException):
+    lightning = sys.modules.get(
+        "lightning_fabric.utilities.exceptions"
+    )  # not imported for whoever does without
+    if lightning and isinstance(error, lightning.MisconfigurationException):
         return UserError(" ".join(str(error).split()))
     if _is_disk(error):
         return UserError(f"cannot write: {error}; the last checkpoint, if there was one, is intact")

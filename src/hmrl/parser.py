@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 from hmrl.mistakes import mistake_behind
+from hmrl.shipped import config_file
 from hmrl.types import Acting, UserError
 
 _LAST_SEED = 2**32 - 1  # NumPy's
@@ -30,7 +32,7 @@ _TYPES = {
 }
 # Its other messages, white space made single.
 _SENTENCES = {
-    "File does not exist: '(.*)'": "--config is {}, but there is no such file: use one that exists",
+    "File does not exist: '(.*)'": "--config is {}, but there is no such file or name: use one that exists",
     "Problems parsing config: (.*)": "this is no YAML, but it must be: {}",
     "Unexpected config: (.+)": f"the file holds {{}}, but it must hold {_MAPPING}",
     "Unexpected config:": f"the file is empty, but it must hold {_MAPPING}",
@@ -41,6 +43,22 @@ _SENTENCES = {
 
 class Parser(LightningArgumentParser):
     """One sentence for a mistake, instead of a page of usage."""
+
+    def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Configurations may be named as the package's own are; without any, it is ``ml10``."""
+        words = list(sys.argv[1:] if args is None else args)
+        given = [
+            i for i, word in enumerate(words) if word.startswith("--config=") or word in ("--config", "-c")
+        ]
+        if words and not words[0].startswith("-") and not given:
+            words[1:1], given = ["--config", "ml10"], [1]
+        for i in given:
+            if words[i].startswith("--config="):
+                words[i] = f"--config={config_file(words[i].removeprefix('--config='))}"
+            elif i + 1 < len(words):
+                words[i + 1] = config_file(words[i + 1])
+        config: Namespace = super().parse_args(words, **kwargs)
+        return config
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         """One seed for everything must be a number, where Lightning would take ``true``, too."""

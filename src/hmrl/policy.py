@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
@@ -95,12 +96,28 @@ class HierarchicalPolicy(nn.Module):
 
     @torch.no_grad()
     def act(
-        self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting
+        self,
+        observation: Tensor | npt.ArrayLike,
+        reward: Tensor | npt.ArrayLike,
+        carry: Carry,
+        acting: Acting,
     ) -> tuple[ActorStep, Carry]:
         """One decision from raw ``observation`` ``[B, S]`` and the raw ``reward`` ``[B]`` since the last.
 
-        Switches to evaluation mode, so that dropout never acts.
+        They may be tensors or NumPy's arrays, of any precision: they are made what the carry is. Switches to
+        evaluation mode, so that dropout never acts.
+
+        Raises:
+            UserError: for another S, or another B than the carry's.
         """
+        like = carry.observation
+        observation = torch.as_tensor(observation, dtype=like.dtype, device=like.device)
+        reward = torch.as_tensor(reward, dtype=like.dtype, device=like.device)
+        if observation.shape != (shape := like.shape) or reward.shape != shape[:1]:
+            raise UserError(
+                f"the agent is given observations of shape {list(observation.shape)} and rewards of shape "
+                f"{list(reward.shape)}, but with this carry they must be {list(shape)} and {list(shape[:1])}"
+            )
         absent = {"task_belief": self.task_encoder is None, "macro_action": self.macro_vae is None}
         if absent.get(acting.permute):
             raise UserError(f"permute is {acting.permute}, but this agent has none: leave that mode out")

@@ -19,10 +19,10 @@ from typing import IO, Any
 
 import yaml
 
-from hmrl.checkpoint import env_steps_of, load, weights_path
 from hmrl.cores import keep_to, share_of_cores
 from hmrl.report.command import main as report
 from hmrl.run_dir import checkpoint_dir, newest_checkpoint
+from hmrl.shipped import config_file
 from hmrl.types import UserError
 
 _KEYS = {"base", "seeds", "fit", "test", "runs"}
@@ -50,6 +50,8 @@ class Run:
 
     def trained(self) -> bool:
         """Whether its budget is used up; training that is asked to stop ends well before that, too."""
+        from hmrl.checkpoint import env_steps_of, load, weights_path  # PyTorch, which --help does without
+
         weights = weights_path(Path(checkpoint_dir(self.folder)) / "last.ckpt")
         if not weights.is_file():
             return False
@@ -95,7 +97,9 @@ class Sweep:
                 "config and the mapping set"
             )
         folder = out / f"{name}-seed{seed}"
-        files = [*self.base, *own["config"]]
+        files = [
+            config_file(file) if isinstance(file, str) else file for file in [*self.base, *own["config"]]
+        ]
         for file in files:
             if not isinstance(file, str) or not Path(file).is_file():
                 raise UserError(f"runs.{name} names {file}, which is no file here")
@@ -248,7 +252,7 @@ def main(args: Sequence[str]) -> None:
     options = parser.parse_args(args)
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}: use 1 or more")
-    runs = read(options.file).expand(options.out, options.only)
+    runs = read(Path(config_file(str(options.file)))).expand(options.out, options.only)
     if options.dry_run:
         lines = (" ".join(["finished" if run.finished() else "to do", "hmrl", *run.fit]) for run in runs)
         try:

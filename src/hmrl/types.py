@@ -3,22 +3,26 @@
 Shapes: ``T`` decisions of an episode, ``B`` environments, ``S`` observation, ``A`` action,
 ``K`` belief categories. A width of 0 means that the level is absent: an agent without a task
 encoder has beliefs of shape ``[T, B, 0]``.
+
+Whoever only reads files knows these words, too, so PyTorch is imported where tensors are made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Split = Literal["train", "test"]
 FloatArray = npt.NDArray[np.floating]
-Metrics = dict[str, Tensor]  # scalars to log, by name
+Metrics: TypeAlias = "dict[str, Tensor]"  # scalars to log, by name
 
 
 class UserError(Exception):
@@ -136,6 +140,8 @@ class TaskEnvs(Protocol):
 
 def _moved(record: Any, device: torch.device | str) -> dict[str, Any]:
     """The tensors among the fields of a dataclass, on ``device``."""
+    from torch import Tensor
+
     values = {f.name: getattr(record, f.name) for f in fields(record)}
     return {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -220,6 +226,8 @@ class Rollout:
 
     def outcomes(self) -> Outcomes:
         """What became of the E * B episodes."""
+        import torch
+
         batch = len(self.family)
         goal = torch.arange(batch, device=self.family.device) if self.goal is None else self.goal
         number = torch.arange(self.episodes, device=self.family.device).repeat_interleave(batch)
@@ -269,4 +277,6 @@ TRAJECTORY_TENSORS = tuple(f.name for f in fields(Trajectories) if f.name != "ep
 
 def family_index(names: Sequence[str], families: Sequence[str]) -> Tensor:
     """Index of each of ``names`` in ``families``. ``[len(names)]`` long"""
+    import torch
+
     return torch.tensor([families.index(name) for name in names])

@@ -71,6 +71,26 @@ def test_an_overlay_changes_what_it_says_and_nothing_else(
             assert config[key] == base[key], key
 
 
+@pytest.mark.parametrize(
+    ("named", "written"),
+    [
+        ((), ("ml10.yaml",)),
+        (("--config", "ml10", "--config=experiments/flat"), ("ml10.yaml", "experiments/flat.yaml")),
+        (("-c", "configs/ml10.yaml", "--config", "configs/smoke.yaml"), ("ml10.yaml", "smoke.yaml")),
+    ],
+)
+def test_the_packages_configurations_go_by_name(
+    named: tuple[str, ...],
+    written: tuple[str, ...],
+    printed_config: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = [f"--config={CONFIGS / name}" for name in written]
+    monkeypatch.chdir(tmp_path)
+    assert printed_config(*named) == printed_config(*files)
+
+
 def test_the_paper_overlay_holds_the_authors_hyper_parameters(
     printed_config: Callable[..., dict[str, Any]],
 ) -> None:

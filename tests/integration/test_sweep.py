@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+import hmrl.checkpoint
 import hmrl.sweep
 from hmrl.cores import share_of_cores, usable_cores
 from hmrl.sweep import main, read
@@ -53,8 +54,8 @@ class Commands:
         self.cores: set[tuple[int, ...]] = set()  # that commands were bound to
         monkeypatch.setattr(hmrl.sweep.Runner, "_run", lambda runner, command, log: self.run(command))
         monkeypatch.setattr(hmrl.sweep, "report", self.reported.append)
-        monkeypatch.setattr(hmrl.sweep, "load", lambda path: json.loads(Path(path).read_text()))
-        monkeypatch.setattr(hmrl.sweep, "env_steps_of", lambda content: content["env_steps"])
+        monkeypatch.setattr(hmrl.checkpoint, "load", lambda path: json.loads(Path(path).read_text()))
+        monkeypatch.setattr(hmrl.checkpoint, "env_steps_of", lambda content: content["env_steps"])
 
     def run(self, command: list[str]) -> int:
         arguments = command[3:]

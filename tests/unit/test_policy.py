@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -55,6 +56,50 @@ def roll(
 
 def beliefs(policy: HierarchicalPolicy, rollout: Rollout) -> Tensor:
     return policy.encode_episodes(rollout.observation, rollout.action, rollout.reward, Acting()).belief
+
+
+# --- what act takes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [np.float32, np.float64, torch.float64], ids=str)
+def test_acting_on_arrays_of_any_precision_is_acting_on_tensors(
+    make: object, policy: HierarchicalPolicy
+) -> None:
+    """Gymnasium and MuJoCo give NumPy's, of double precision."""
+
+    def given(x: Tensor) -> object:
+        return x.to(make) if isinstance(make, torch.dtype) else x.numpy().astype(make)
+
+    observation, reward = torch.randn(2, B, S), torch.randn(2, B)
+    expected, taken = policy.initial_carry(B), policy.initial_carry(B)
+    for t in range(2):
+        torch.manual_seed(t)
+        right, expected = policy.act(observation[t], reward[t], expected, Acting())
+        torch.manual_seed(t)
+        step, taken = policy.act(given(observation[t]), given(reward[t]), taken, Acting())
+        for one, other in zip(step, right, strict=True):
+            assert one.dtype == torch.float32
+            assert torch.equal(one, other)
+    assert torch.equal(taken.observation, expected.observation)
+
+
+@pytest.mark.parametrize(
+    ("observation", "reward", "parts"),
+    [
+        ((B, S + 1), (B,), (f"[{B}, {S + 1}]", f"[{B}, {S}]")),
+        ((B + 1, S), (B + 1,), (f"[{B + 1}, {S}]", f"[{B}, {S}]")),
+        ((S,), (B,), (f"[{S}]", f"[{B}, {S}]")),
+        ((B, S), (B, 1), (f"[{B}, 1]", f"[{B}]")),
+        ((B, S), (), ("[]", f"[{B}]")),
+    ],
+)
+def test_a_wrong_shape_is_one_sentence(
+    observation: tuple[int, ...], reward: tuple[int, ...], parts: tuple[str, ...], policy: HierarchicalPolicy
+) -> None:
+    with pytest.raises(UserError) as error:
+        policy.act(np.zeros(observation), np.zeros(reward), policy.initial_carry(B), Acting())
+    for part in parts:
+        assert part in str(error.value)
 
 
 # --- acting equals learning ----------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from hmrl.callbacks.budget import EnvStepBudget
 from hmrl.callbacks.forgetting import Forgetting
-from hmrl.callbacks.graceful_stop import GracefulStop, hold_signals
+from hmrl.callbacks.graceful_stop import GracefulStop
 from hmrl.callbacks.last_checkpoint import LastCheckpoint
 from hmrl.callbacks.latents import Latents
 from hmrl.callbacks.progress import EnvStepsProgressBar
@@ -20,5 +20,4 @@ __all__ = [
     "RunDirectory",
     "SuccessRate",
     "Video",
-    "hold_signals",
 ]

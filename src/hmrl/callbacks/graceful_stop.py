@@ -13,17 +13,10 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from hmrl.callbacks.last_checkpoint import LastCheckpoint, between_epochs
-from hmrl.distributed import is_first_process
+from hmrl.launched import hold_signals, is_first_process
 from hmrl.types import SharedError
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
-
-
-def hold_signals(hold: bool) -> None:
-    """Keep SIGTERM, Ctrl-C and SLURM's SIGUSR1 pending, for this process and those that it starts."""
-    if hasattr(signal, "pthread_sigmask"):
-        how = signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK
-        signal.pthread_sigmask(how, {*_STOP, signal.SIGUSR1})
 
 
 class GracefulStop(pl.Callback):

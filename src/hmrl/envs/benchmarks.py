@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.util import find_spec
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,7 +22,7 @@ EGO_INDICES = (0, 1, 2, 3, 18, 19, 20, 21)
 GOAL_INDICES = (36, 37, 38)
 
 BenchmarkName = Literal["ML1", "ML10", "ML25", "ML45", "custom", "GridWorld", "GridWorldLarge"]
-Backend = Literal["envpool", "metaworld", "metaworld_async", "gridworld"]
+Backend = Literal["envpool", "metaworld", "metaworld_async", "gridworld", "own"]
 EgoState = Literal["ego", "everything", "other"]
 
 
@@ -34,16 +35,16 @@ class World:
         ego_indices: dimensions of the observation that are the body's own.
         goal_indices: those that show the goal to experts and are zero for agents.
         horizon: most simulator steps of an episode.
-        backends: simulators that can run it.
+        backends: simulators that can run it; ``own`` is a world of the user's.
         scale: of the grid world, how many times as wide its layouts are.
     """
 
     observation_dim: int
     action_dim: int
     ego_indices: tuple[int, ...]
-    goal_indices: tuple[int, ...]
-    horizon: int
-    backends: tuple[Backend, ...]
+    goal_indices: tuple[int, ...] = ()
+    horizon: int = HORIZON
+    backends: tuple[Backend, ...] = ("own",)
     scale: int = 1
 
     def decoded(self, state: EgoState) -> tuple[int, ...]:
@@ -81,7 +82,7 @@ _GRID_WORLDS = {"GridWorld": GRID_WORLD, "GridWorldLarge": replace(GRID_WORLD, h
 class Benchmark:
     """Names without Meta-World's ``-v3`` suffix, in Meta-World's order."""
 
-    name: BenchmarkName
+    name: str
     train: tuple[str, ...]
     test: tuple[str, ...]
     world: World = META_WORLD
@@ -107,6 +108,21 @@ class Benchmark:
             raise UserError(
                 f"{key} is {backend}, which cannot run data.benchmark {self.name}: use "
                 f"{' or '.join(self.world.backends)}"
+            )
+
+    def check_installed(self, key: str, backend: Backend) -> None:
+        """Refuse EnvPool where it is missing: it is not to be had for every platform.
+
+        Args:
+            key: where it is set, as "data.backend".
+
+        Raises:
+            UserError: with what works everywhere.
+        """
+        if backend == "envpool" and find_spec("envpool") is None:
+            raise UserError(
+                f"{key} is envpool, which is not installed: use metaworld or metaworld_async, or "
+                "pip install envpool where it has a wheel for this platform"
             )
 
     def check_goals(self, key: str, goals: int, backend: Backend) -> None:

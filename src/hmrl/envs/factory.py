@@ -45,6 +45,8 @@ def make_envs(
     chosen = families or bench.families(goals.split)
     families = [family for family in chosen for _ in slots_of_rank]
     slots = [slot for _ in chosen for slot in slots_of_rank]
+    if backend == "own":
+        raise UserError(f"data.benchmark {bench.name} has environments of its own: override make_envs, too")
     if backend == "gridworld":
         return GridWorldEnvs(
             families, goals, slots, envs_per_family, horizon, goal_visible, bench.world.scale
