@@ -53,7 +53,7 @@ class Collector:
             if self._envs is not None and set(self._envs.families) != set(families):
                 self.close()
             if data.curriculum.clear_replay and schedule.begins(done):
-                data.replay.load_state_dict({"size": 0, "next": 0})
+                data.replay.clear()
         if self._envs is None:
             goals = Goals("train", data.seed, data.goals_per_family, self._stream, data.episodes_per_trial)
             each = len(data.families) * data.envs_per_family // len(families)

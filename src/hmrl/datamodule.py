@@ -20,7 +20,7 @@ from hmrl.envs.shown import as_seen
 from hmrl.evaluation import EvaluationConfig, TrialConfig, default_modes
 from hmrl.evaluator import Evaluator
 from hmrl.memory import keep_heaps_small
-from hmrl.replay import TrajectoryReplay, deal
+from hmrl.replay import TrajectoryReplay, check_capacity, deal
 from hmrl.rollout import collect, seeded
 from hmrl.stream import Batch, RolloutStream
 from hmrl.types import Acting, Agent, Rollout, Split, TaskEnvs, UserError
@@ -45,7 +45,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         goals_shown, families_shown: the agent sees the goal, or which training family it is: upper bounds.
         horizon: simulator steps of an episode.
         episodes_per_trial: of training: episodes in a row on one goal, with memory kept from one to the next.
-        replay_trajectories: trials the replay remembers, over all ranks.
+        replay_trajectories: most trials that the replay remembers, in whole rollouts, over all ranks.
         curriculum: training families in blocks; None for all of them all the time.
         perturbation: of what agents see, do and earn, in training and, unless it has its own, in evaluation.
         validation, test: how to evaluate during and after training.
@@ -162,7 +162,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
         """Refuse early what could not be built.
 
         Raises:
-            UserError: if a simulator is not installed, or environments do not divide over the processes.
+            UserError: if a simulator is not installed, environments do not divide over the processes, or a
+                rollout does not fit the replay.
         """
         name = "test" if stage == "test" else "validation"
         backends = {f"data.{name}.backend": getattr(self, name).backend or self.backend}
@@ -175,6 +176,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         counts = {f"{name}.envs_per_family": getattr(self, name).envs_per_family}
         if stage == "fit":
             counts["envs_per_family"] = self.envs_per_family
+            check_capacity(self._replay_trajectories, len(self.families) * self.envs_per_family)
             if self.schedule:
                 self.schedule.check(world_size)
         for key, count in counts.items():

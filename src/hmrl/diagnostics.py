@@ -7,14 +7,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from hmrl.distributed import mean_over_ranks, sum_over_ranks
-from hmrl.functional import (
-    agreement,
-    chance_agreement,
-    entropy,
-    mutual_information,
-    nonnegative_share,
-    sums_by_group,
-)
+from hmrl.functional import agreements, entropy, mutual_information, sums_by_group
 from hmrl.policy import HierarchicalPolicy
 from hmrl.types import Acting, Rollout
 
@@ -61,9 +54,8 @@ def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor
         if present.sum() < 2:
             del metrics["encoder/family_information"]  # of one family there is nothing to be known
     if rollout.macro_action.shape[-1]:
-        metrics["vae/agreement"] = agreement(rollout.action, rollout.macro_action).mean()
-        signs = (mean_over_ranks(nonnegative_share(x)) for x in (rollout.action, rollout.macro_action))
-        metrics["vae/agreement_by_chance"] = chance_agreement(*signs)
+        found = agreements(rollout.action, rollout.macro_action, rollout.family, families)
+        metrics |= dict(zip(("vae/agreement", "vae/agreement_by_chance"), found, strict=True))
     return metrics
 
 

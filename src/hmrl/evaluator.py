@@ -68,13 +68,21 @@ class Evaluator:
             rank, world_size = rank_and_world_size()
             share = stride // world_size
             slots = [rank * share + b % share for b in range(len(envs[0].families))]
-            return replace(rollout, goal=torch.tensor([goals.number(s, episode, stride) for s in slots]))
+            numbers = torch.tensor([goals.number(s, episode, stride) for s in slots])
+            distinct = None if self._is_random(acting) else goals.per_family
+            return replace(rollout, goal=numbers, distinct=distinct)
 
         def close() -> None:
             while envs:
                 envs.pop().close()
 
         return RolloutStream(len(self._modes) * rounds, draw, close)
+
+    def _is_random(self, acting: Acting) -> bool:
+        """Whether two episodes on one goal may differ."""
+        agent, policy = self._config.agent, self._data.module.policy
+        acts = agent == "random" or (agent == "policy" and policy.is_random(acting))
+        return acts or self._config.perturbation_within(self._data.perturbation).is_random()
 
     def _trials(self, split: Split) -> RolloutStream[Any]:
         """Meta-World's own evaluation, a mode at a time."""

@@ -60,6 +60,26 @@ def sums_by_group(x: Tensor, group: Tensor, groups: int) -> Tensor:
     return zeros.index_add(0, group, x)
 
 
+def means_by_group(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Collective. Means over time and the columns of each group that some rank has; none of the others.
+
+    What is put together from these, group by group, before it is averaged says nothing of what lies between
+    groups: pooled over families, a value that knows the family alone seems to explain most of a return.
+
+    Args:
+        x: ``[T, B, D]``.
+        group: group of each column, ``[B]`` long.
+        groups: their number.
+
+    Returns:
+        ``[present, D]``, float64.
+    """
+    counted = torch.cat([torch.ones_like(x[..., :1]), x], dim=-1).double().sum(0)
+    sums = sum_over_ranks(sums_by_group(counted, group, groups))
+    sums = sums[sums[:, 0] > 0]
+    return sums[:, 1:] / sums[:, :1]
+
+
 def log_reward(reward: Tensor) -> Tensor:
     """Reward transform of the authors' code: 0.1 log(((e^3 - 1)/3) r + 1), linear with slope 0.3 above 3.
 
@@ -94,14 +114,19 @@ def standardize(x: Tensor, group: Tensor, groups: int) -> Tensor:
     return (centred / (var[group].sqrt() + 1e-8)).to(x.dtype)
 
 
-def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
-    """Collective. 1 - Var(target - prediction) / Var(target); 1 is perfect, 0 is a constant's."""
+def explained_variance(prediction: Tensor, target: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Collective. The mean over groups of 1 - Var(target - prediction) / Var(target), each within the group.
 
-    def variance(x: Tensor) -> Tensor:
-        x = x.double()
-        return mean_over_ranks((x - mean_over_ranks(x.mean())).square().mean())
+    1 is perfect, 0 is a constant's, whatever that is in each group.
 
-    return (1 - variance(target - prediction) / variance(target).clamp(min=1e-12)).to(target.dtype)
+    Args:
+        prediction, target: ``[T, B]``.
+        group, groups: as for :func:`means_by_group`.
+    """
+    values = torch.stack([target - prediction, target], dim=-1).double()
+    mean, square = means_by_group(torch.cat([values, values.square()], dim=-1), group, groups).chunk(2, -1)
+    error, total = (square - mean.square()).clamp(min=0).unbind(-1)
+    return (1 - error / total.clamp(min=1e-12)).mean().to(target.dtype)
 
 
 # --- distributions -------------------------------------------------------------------------------
@@ -160,21 +185,30 @@ def agreement(action: Tensor, macro_action: Tensor) -> Tensor:
     return share
 
 
-def nonnegative_share(x: Tensor) -> Tensor:
-    """Of each dimension of ``x`` ``[..., A]``, the share that is not negative. ``[A]``"""
-    return (x >= 0).to(x.dtype).flatten(0, -2).mean(0)
-
-
 def chance_agreement(p: Tensor, q: Tensor) -> Tensor:
-    """:func:`agreement` of an action and a macro-action with these signs that are independent; a scalar.
+    """:func:`agreement` of an action and a macro-action with these signs that are independent. ``[...]``
 
     mean_d [p_d q_d + (1 - p_d) (1 - q_d)]: 0.5 where either has both signs equally often, up to 1 where both
     nearly always point the same way.
 
     Args:
-        p, q: shares of a_d >= 0 and of z_d >= 0 (:func:`nonnegative_share`), ``[A]``.
+        p, q: shares of a_d >= 0 and of z_d >= 0, ``[..., A]``.
     """
-    return (p * q + (1 - p) * (1 - q)).mean()
+    return (p * q + (1 - p) * (1 - q)).mean(-1)
+
+
+def agreements(action: Tensor, macro_action: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Collective. :func:`agreement`, and that by chance, each within groups, then the mean over groups.
+
+    Args:
+        action, macro_action: ``[T, B, A]``.
+        group, groups: as for :func:`means_by_group`.
+    """
+    agreed = agreement(action, macro_action).unsqueeze(-1)
+    signs = torch.cat([action >= 0, macro_action >= 0], dim=-1)
+    shares = means_by_group(torch.cat([agreed, signs.to(agreed.dtype)], dim=-1), group, groups)
+    chance = chance_agreement(*shares[:, 1:].chunk(2, -1))
+    return shares[:, 0].mean(), chance.mean()
 
 
 # --- intermediate level --------------------------------------------------------------------------

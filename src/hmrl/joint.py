@@ -51,12 +51,16 @@ def joint_loss(
     vae: MacroVAEConfig | None,
     ppo: PPOConfig,
     acting: Acting,
+    families: int | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """The sum of all levels' losses, with y and z made anew and attached.
+    """Collective. The sum of all levels' losses, with y and z made anew and attached.
 
     What isolation cuts is left whole: PPO's two losses reach the task encoder and the macro-VAE's encoder,
     J_t reaches the task encoder. Its sg[pi] stays, for it is part of J_t. The critic's loss is the value loss
     of the task encoder.
+
+    Args:
+        families: as for :func:`hmrl.losses.imputation_loss`.
     """
     sequence = policy.encode_episodes(batch.observation, batch.action, batch.reward, acting)
     state, belief = policy.normalize(batch.observation)[:-1], sequence.belief[:-1]
@@ -73,6 +77,6 @@ def joint_loss(
     if encoder:
         parts.append(belief_loss(policy, batch, sequence, encoder))
     if vae:
-        parts.append(imputation_loss(policy, batch, sequence, vae))
+        parts.append(imputation_loss(policy, batch, sequence, vae, families))
     metrics = {key: value for _, part in parts for key, value in part.items()}
     return torch.stack([loss for loss, _ in parts]).sum(), metrics

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from statistics import fmean
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hmrl.config import MacroVAEConfig
-from hmrl.functional import agreement, chance_agreement, goal_steps, nonnegative_share
+from hmrl.functional import agreement, chance_agreement, goal_steps
 from hmrl.losses import decoded_with_and_without, displacement, relative_error
 from hmrl.policy import HierarchicalPolicy
 from hmrl.types import Acting, FloatArray, Rollout
@@ -72,12 +73,14 @@ class MacroFindings:
     """What one split's episodes show of the macro-action.
 
     Args:
-        decoder_error: given z's mean, in units of the error of predicting no motion; per family, and "all".
+        decoder_error: given z's mean, in units of the error of predicting no motion; per family, and their
+            mean, "all".
         decoder_error_without_z: the same given the average z at every step.
-        correlation: of z with the displacement of the hand to the goal step, per axis.
+        correlation: of z with the displacement of the hand to the goal step, per axis. This and the next two
+            are means over families: pooled, they would also be of what lies between families.
         agreement: mean over dimensions and decisions of 1[a_d z_d >= 0].
-        agreement_by_chance: what it would be if z and the action, each with the signs that it has, had
-            nothing to do with each other.
+        agreement_by_chance: what it would be if z and the action, each with the signs that it has in the
+            family, had nothing to do with each other.
         macro_action: z along the axes of the hand. ``[T * N, axes]``
         displacement: of the hand to the goal step, in the observation's units (metres). ``[T * N, axes]``
     """
@@ -114,10 +117,14 @@ class Findings:
     macro: MacroFindings | None
 
     def numbers(self) -> dict[str, Any]:
-        """What fits into a JSON file: everything but the arrays."""
+        """What fits into a JSON file: everything but the arrays.
+
+        ``over_families`` is "mean": files of before, which lack it, have some numbers pooled over families.
+        """
         values: dict[str, Any] = {name: getattr(self, name) for name in ("families", "episodes", "probe")}
         if self.macro:
             values |= {k: v for k, v in vars(self.macro).items() if not isinstance(v, np.ndarray)}
+            values["over_families"] = "mean"
         return {**values, "success_step": self.success_step}
 
     def arrays(self) -> dict[str, FloatArray]:
@@ -179,18 +186,29 @@ def _macro_findings(
 ) -> MacroFindings:
     axes = min(_AXES, len(body), episodes.action.shape[-1])
     hand = episodes.observation[..., list(body[:axes])]
-    moved = displacement(hand, _goals(policy, vae, episodes)).flatten(0, 1).cpu().numpy()
-    z = episodes.macro_action[..., :axes].flatten(0, 1).cpu().numpy()
+    moved = displacement(hand, _goals(policy, vae, episodes))
+    action, z = episodes.action, episodes.macro_action
+    correlations, agreed, by_chance = [], [], []
+    for mine in _families(episodes).values():
+        of_one = [x[:, mine].flatten(0, 1) for x in (z[..., :axes], moved)]
+        correlations.append(pearson(*(x.cpu().numpy() for x in of_one)))
+        agreed.append(float(agreement(action[:, mine], z[:, mine]).mean()))
+        signs = [(x[:, mine] >= 0).double().mean((0, 1)) for x in (action, z)]
+        by_chance.append(float(chance_agreement(*signs)))
     return MacroFindings(
         *decoder_errors(policy, vae, episodes),
-        correlation=pearson(z, moved),
-        agreement=float(agreement(episodes.action, episodes.macro_action).mean()),
-        agreement_by_chance=float(
-            chance_agreement(nonnegative_share(episodes.action), nonnegative_share(episodes.macro_action))
-        ),
-        macro_action=z,
-        displacement=moved,
+        correlation=tuple(map(fmean, zip(*correlations, strict=True))),
+        agreement=fmean(agreed),
+        agreement_by_chance=fmean(by_chance),
+        macro_action=z[..., :axes].flatten(0, 1).cpu().numpy(),
+        displacement=moved.flatten(0, 1).cpu().numpy(),
     )
+
+
+def _families(episodes: Episodes) -> dict[str, Tensor]:
+    """Which episodes are of each family that is there. name -> ``[N]`` bool"""
+    marks = {name: episodes.family == i for i, name in enumerate(episodes.families)}
+    return {name: mine for name, mine in marks.items() if mine.any()}
 
 
 # --- does the decoder transfer? ------------------------------------------------------------------
@@ -200,7 +218,7 @@ def _macro_findings(
 def decoder_errors(
     policy: HierarchicalPolicy, vae: MacroVAEConfig, episodes: Episodes
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Relative error of the decoder per family and over "all", given z's mean and given one z for all steps.
+    """Relative error of the decoder per family and their mean, "all", given z's mean and one z for all steps.
 
     As ``vae/decoder_error`` of :func:`hmrl.losses.macro_vae_loss`, given the belief that acted.
     """
@@ -209,13 +227,15 @@ def decoder_errors(
     ego = state[..., policy.ego_indices]
     target = displacement(ego, _goals(policy, vae, episodes))
     z = policy.macro_action(state[:-1], episodes.task_belief[:-1], Acting(macro_action="mean"))  # not held
-    informed, uninformed = decoded_with_and_without(policy.macro_vae, ego[:-1], z)
-    groups = {"all": torch.ones_like(episodes.family, dtype=torch.bool)}
-    groups |= {name: mine for i, name in enumerate(episodes.families) if (mine := episodes.family == i).any()}
-    informed_error, uninformed_error = (
-        {name: float(relative_error(p[:, mine], target[:, mine])) for name, mine in groups.items()}
+    informed, uninformed = decoded_with_and_without(policy.macro_vae, ego[:-1], z, z.mean((0, 1)))
+    errors = [
+        {
+            name: float(relative_error(p[:, mine], target[:, mine]))
+            for name, mine in _families(episodes).items()
+        }
         for p in (informed, uninformed)
-    )
+    ]
+    informed_error, uninformed_error = ({"all": fmean(found.values()), **found} for found in errors)
     return informed_error, uninformed_error
 
 

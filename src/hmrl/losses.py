@@ -15,12 +15,14 @@ from torch.distributions import Independent, Normal
 
 from hmrl.beliefs import belief_loss
 from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
+from hmrl.distributed import mean_over_ranks
 from hmrl.functional import (
     clipped_policy_loss,
     explained_variance,
     gae,
     goal_steps,
     imputation_elbo,
+    means_by_group,
     standardize,
 )
 from hmrl.networks.macro_vae import MacroVAE
@@ -72,7 +74,9 @@ def relative_error(prediction: Tensor, displaced: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decoded_with_and_without(vae: MacroVAE, ego_state: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def decoded_with_and_without(
+    vae: MacroVAE, ego_state: Tensor, z: Tensor, average: Tensor
+) -> tuple[Tensor, Tensor]:
     """What the decoder, without dropout, predicts given z, and given z's mean over all steps everywhere.
 
     The mean, and not 0, so that a constant z counts as no information, whatever it is.
@@ -80,32 +84,48 @@ def decoded_with_and_without(vae: MacroVAE, ego_state: Tensor, z: Tensor) -> tup
     Args:
         ego_state: normalised, ``[T, B, E]``.
         z: ``[T, B, A]``.
+        average: z's mean, ``[A]``.
 
     Returns:
         Predicted displacements, each ``[T, B, E]``.
     """
     training = vae.training
     vae.eval()
-    found = vae.decode(ego_state, z), vae.decode(ego_state, z.mean((0, 1)).expand_as(z))
+    found = vae.decode(ego_state, z), vae.decode(ego_state, average.expand_as(z))
     vae.train(training)
     return found
 
 
 def macro_vae_loss(
-    policy: HierarchicalPolicy, episodes: Trajectories, config: MacroVAEConfig, acting: Acting
+    policy: HierarchicalPolicy,
+    episodes: Trajectories,
+    config: MacroVAEConfig,
+    acting: Acting,
+    families: int | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """-E[J_t] (HiMeta, imputation objective), with y, the policy and hence the prior detached."""
+    """Collective. -E[J_t] (HiMeta, imputation objective), with y, the policy and hence the prior detached.
+
+    Args: as for :func:`imputation_loss`.
+    """
     with torch.no_grad():
         sequence = policy.encode_episodes(episodes.observation, episodes.action, episodes.reward, acting)
-    return imputation_loss(policy, episodes, sequence, config)
+    return imputation_loss(policy, episodes, sequence, config, families)
 
 
 def imputation_loss(
-    policy: HierarchicalPolicy, episodes: Trajectories, sequence: BeliefSequence, config: MacroVAEConfig
+    policy: HierarchicalPolicy,
+    episodes: Trajectories,
+    sequence: BeliefSequence,
+    config: MacroVAEConfig,
+    families: int | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """-E[J_t], attached to the beliefs it is given.
+    """Collective. -E[J_t], attached to the beliefs it is given.
 
-    The decoder predicts how the normalised ego-state is displaced at the goal step.
+    The decoder predicts how the normalised ego-state is displaced at the goal step. Its errors and the spread
+    of z that are logged are within families, then averaged.
+
+    Args:
+        families: how many there are; None, in a single process: as many as the episodes tell.
     """
     vae = policy.macro_vae
     assert vae is not None
@@ -122,14 +142,23 @@ def imputation_loss(
             prior = policy.actor(state[:-1], sequence.belief[:-1], z)
     terms = imputation_elbo(target, vae.decode(ego[:-1], z), config.decoder_std, posterior, prior)
     loss = -terms.log_likelihood.mean() + config.kl_coef * terms.kl.clamp(min=config.free_bits).mean()
-    informed, uninformed = decoded_with_and_without(vae, ego[:-1], posterior.mean)
+    with torch.no_grad():
+        means = posterior.mean
+        average = mean_over_ranks(means.mean((0, 1)))
+        errors = [p - target for p in decoded_with_and_without(vae, ego[:-1], means, average)]
+        squares = [x.square().mean(-1, keepdim=True) for x in (*errors, target)]
+        groups = int(episodes.family.max()) + 1 if families is None else families
+        seen = means_by_group(
+            torch.cat([*squares, means, means.double().square()], -1), episodes.family, groups
+        )
+        (informed, uninformed, still), (mean, square) = seen[:, :3].T, seen[:, 3:].chunk(2, -1)
     metrics = {
         "loss": loss,
         "kl": terms.kl.mean(),
         "log_likelihood": terms.log_likelihood.mean(),
-        "decoder_error": relative_error(informed, target),
-        "decoder_error_without_z": relative_error(uninformed, target),
-        "z_spread": posterior.mean.reshape(-1, z.shape[-1]).std(0).mean(),
+        "decoder_error": (informed / still.clamp(min=1e-8)).mean(),
+        "decoder_error_without_z": (uninformed / still.clamp(min=1e-8)).mean(),
+        "z_spread": (square - mean.square()).clamp(min=0).sqrt().mean(),
         "z_std": posterior.stddev.mean(),
     }
     return loss, {f"vae/{k}": v.detach() for k, v in metrics.items()}
@@ -168,7 +197,7 @@ def ppo_samples(
         "return": target,
         "family": rollout.family.expand(rollout.reward.shape),
     }
-    explained = explained_variance(value[:-1], target)
+    explained = explained_variance(value[:-1], target, rollout.family, len(rollout.families))
     return samples, {"ppo/explained_variance": explained}
 
 

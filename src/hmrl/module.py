@@ -86,6 +86,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         self.families, self.seed = tuple(families), seed
         self.training_seed: int | None = None  # of the checkpoint that is evaluated
         self.training_git: dict[str, Any] | None = None  # the source that trained it
+        self.training_hparams: Mapping[str, Any] | None = None  # its own
         encoder, vae = completed("task_encoder", task_encoder), completed("macro_vae", macro_vae)
         self.encoder_config = as_config(TaskEncoderConfig, encoder) if encoder else None
         self.vae_config = as_config(MacroVAEConfig, vae) if vae else None
@@ -168,7 +169,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         assert config is not None
 
         def loss(episodes: Trajectories) -> tuple[Tensor, Metrics]:
-            return macro_vae_loss(self.policy, episodes, config, self.acting)
+            return macro_vae_loss(self.policy, episodes, config, self.acting, len(self.families))
 
         return self._replayed("macro_vae", config, loss, replay, moved)
 
@@ -213,7 +214,7 @@ class HierarchicalMetaRL(pl.LightningModule):
 
         def update(index: Tensor) -> Metrics:
             def loss(batch: JointBatch) -> tuple[Tensor, Metrics]:
-                return joint_loss(policy, batch, encoder, vae, ppo, self.acting)
+                return joint_loss(policy, batch, encoder, vae, ppo, self.acting, len(self.families))
 
             return self._descend(norms, loss, trials.select(index))
 
@@ -286,6 +287,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         check_network(checkpoint, self, training=training)
         self.training_seed = checkpoint["hyper_parameters"]["seed"]
         self.training_git = checkpoint.get("git")
+        self.training_hparams = None if training else checkpoint["hyper_parameters"]
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for each level that is present, and for actor and critic each."""

@@ -80,6 +80,12 @@ class HierarchicalPolicy(nn.Module):
         """The distributions among the entries of a belief ``[..., belief_dim]``. ``[..., G, K]``"""
         return self.task_encoder.by_variable(belief) if self.task_encoder else belief[..., None, :0]
 
+    def is_random(self, acting: Acting) -> bool:
+        """Whether acting so draws something: an action, a y or z that there is, or whose these are."""
+        belief = acting.task_belief == "sample" and self.categorical_entries > 0
+        z = acting.macro_action == "sample" and self.macro_vae is not None
+        return belief or z or acting.action == "sample" or acting.permute != "none"
+
     # --- acting ----------------------------------------------------------------------------------
 
     def initial_carry(self, batch_size: int) -> Carry:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hmrl.config import as_config
-from hmrl.envs.benchmarks import same_goals
+from hmrl.envs.benchmarks import same_goals, world_of
 from hmrl.envs.perturb import Perturbation
 from hmrl.types import UserError
 
@@ -19,6 +19,10 @@ _TRAINER: dict[str, tuple[Callable[[Any], bool], str]] = {
     "gradient_clip_val": (lambda x: not x, "null: each level has a max_grad_norm"),
     "precision": (lambda x: x == "32-true", "32-true: agents act in it, and PPO's ratios compare with that"),
 }
+
+
+# Of the data module: what an agent's world is, and hence what its success means. Families may be others.
+_WORLD = ("goals_per_family", "goals_shown", "families_shown", "horizon", "episodes_per_trial", "ego_state")
 
 
 def check_trainer(trainer: Any) -> None:
@@ -44,10 +48,14 @@ def check_data(checkpoint: Mapping[str, Any], data: Any, evaluation: Any) -> Non
         UserError: with every setting that differs.
     """
     there, here = checkpoint.get("datamodule_hyper_parameters") or {}, data.hparams
-    keys = ["goals_per_family", "goals_shown", "families_shown"]
-    pairs = {f"data.{key}": (there[key], here[key]) for key in keys if key in there}
+    pairs = {f"data.{key}": (there[key], here[key]) for key in _WORLD if key in there}
+    if "benchmark" in there and world_of(there["benchmark"]) != data.benchmark.world:
+        pairs["data.benchmark"] = (there["benchmark"], here["benchmark"])
+    seeds = checkpoint["hyper_parameters"]["seed"], data.seed
+    if evaluation.perturbation is None and data.perturbation.over_training():
+        pairs["seed_everything"] = seeds  # it draws the course that the world takes
     if data.goals_per_family is not None:
-        pairs["seed_everything"] = (checkpoint["hyper_parameters"]["seed"], data.seed)
+        pairs["seed_everything"] = seeds
         if not same_goals(backend := there.get("backend", data.backend), data.backend):
             pairs["data.backend"] = (backend, data.backend)
     if evaluation.perturbation is None and "perturbation" in there:

@@ -74,17 +74,22 @@ class TrialAgent:
     def _act(self, observations: FloatArray) -> FloatArray:
         due = self._wait == 0
         if due.any():
+            self._check("observation", observations[:, :OBSERVATION_DIM])
+            self._check("reward", self._reward)
             seen = torch.tensor(observations[:, :OBSERVATION_DIM], dtype=torch.float32, device=self._device)
             reward = torch.tensor(self._reward, dtype=torch.float32, device=self._device)
             step, carry = self._agent.act(seen, reward, self._carry, self._acting)
             self._carry = _choose(torch.from_numpy(due), carry, self._carry)
             action = step.action.clamp(-1, 1).cpu().numpy()
-            require_finite("actor's action", action, self._families, "a trial of the meta_world protocol")
+            self._check("actor's action", action)
             self._action[due] = action[due]
             self._reward[due] = 0
             self._wait[due] = self._agent.decision_interval
         self._wait -= 1
         return self._action.copy()
+
+    def _check(self, what: str, values: FloatArray) -> None:
+        require_finite(what, values, self._families, "a trial of the meta_world protocol")
 
 
 def _choose(due: Tensor, new: Carry, old: Carry) -> Carry:

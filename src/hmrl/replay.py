@@ -1,4 +1,4 @@
-"""A first-in-first-out replay of whole trajectories, in fixed tensors."""
+"""A first-in-first-out replay of whole rollouts, in fixed tensors."""
 
 from __future__ import annotations
 
@@ -12,26 +12,40 @@ from hmrl.types import TRAJECTORY_TENSORS, Rollout, Trajectories, UserError
 
 
 class TrajectoryReplay:
-    """The last ``capacity`` episodes, raw: normalisation and value targets are made at use.
+    """The last rollouts that fit, raw: normalisation and value targets are made at use.
+
+    A rollout's trials are sorted by family, so rollouts are forgotten as wholes: to overwrite the oldest
+    trials one by one would leave some families with fewer than others, or with none.
 
     Args:
-        capacity: number of trajectories.
+        capacity: most trials.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.size = 0
-        self.next = 0
         self.episodes = 1  # of each trial
-        self._store: dict[str, Tensor] = {}  # name -> [capacity, ...], episodes first
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._store: dict[str, Tensor] = {}  # name -> [capacity, ...], trials first
+        self._rollout = torch.empty(0, dtype=torch.long)  # [capacity]: of each slot, ascending; -1: empty
+
+    @property
+    def size(self) -> int:
+        """Trials that there are."""
+        return len(self._filled())
+
+    def _filled(self) -> Tensor:
+        return (self._rollout >= 0).nonzero().flatten()
 
     def append(self, rollout: Rollout) -> None:
-        """Remember every episode of ``rollout``, forgetting the oldest ones.
+        """Remember every trial of ``rollout``, forgetting the oldest rollouts to make room.
 
         Raises:
-            UserError: if its episodes have another length or width than the ones there are.
+            UserError: if its trials have another length or width than the ones there are, or do not fit.
         """
-        episodes = {
+        trials = {
             name: getattr(rollout, name).movedim(0 if name == "family" else 1, 0)
             for name in TRAJECTORY_TENSORS
         }
@@ -40,68 +54,110 @@ class TrajectoryReplay:
                 f"the replay holds trials of {self.episodes} episode(s), now they have {rollout.episodes}: "
                 "data.episodes_per_trial must stay as it was when the checkpoint was written"
             )
+        check_capacity(self.capacity, count := len(trials["family"]))
         self.episodes = rollout.episodes
-        count = min(len(episodes["family"]), self.capacity)
         if not self._store:
             # Filled, not zeroed lazily: memory that is missing must be missed now, not hours later.
-            self._store = {k: v.new_full((self.capacity, *v.shape[1:]), 0) for k, v in episodes.items()}
-        for name, values in episodes.items():
+            self._store = {k: v.new_full((self.capacity, *v.shape[1:]), 0) for k, v in trials.items()}
+            self._rollout = torch.full((self.capacity,), -1)
+        for name, values in trials.items():
             if (stored := self._store[name].shape[1:]) != values.shape[1:]:
                 raise UserError(
                     f"the replay holds episodes whose {name} has shape {list(stored)}, now it is "
                     f"{list(values.shape[1:])}: data.horizon and model.decision_interval must stay as they "
                     "were when the checkpoint was written"
                 )
-        slots = (self.next + torch.arange(count)) % self.capacity
-        for name, values in episodes.items():
-            self._store[name][slots] = values[-count:].to(self._store[name].device)
-        self.next = int((self.next + count) % self.capacity)
-        self.size = min(self.size + count, self.capacity)
+        newest = int(self._rollout.max())
+        _forget(self._rollout, self.capacity - count)
+        slots = (self._rollout < 0).nonzero().flatten()[:count]
+        self._rollout[slots] = newest + 1
+        for name, values in trials.items():
+            self._store[name][slots] = values.to(self._store[name].device)
 
     def sample(self, count: int) -> Trajectories:
-        """``count`` different trajectories (all there are, if fewer), by torch's global generator."""
-        chosen = torch.randperm(self.size)[:count]
+        """``count`` different trials (all there are, if fewer), by torch's global generator."""
+        filled = self._filled()
+        chosen = filled[torch.randperm(len(filled))[:count]]
         batch = {k: v[chosen].movedim(0, 0 if k == "family" else 1) for k, v in self._store.items()}
         return Trajectories(**batch, episodes=self.episodes)
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        """Tensors and integers only, oldest slot order kept."""
-        stored = {k: v[: self.size].clone() for k, v in self._store.items()}
-        return {"size": self.size, "next": self.next, "episodes": self.episodes, **stored}
+        """Tensors and integers only: ``rollout`` of every slot, and the trials in the order of slots."""
+        filled = self._filled()
+        stored = {k: v[filled] for k, v in self._store.items()}
+        return {"size": len(filled), "episodes": self.episodes, "rollout": self._rollout.clone(), **stored}
 
-    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
-        """Restore what :meth:`state_dict` gave; of a larger replay, the newest episodes."""
-        size, start = int(state["size"]), int(state["next"])
-        slots = torch.arange(size)  # as they were, so that a resumed run samples alike
-        if size > self.capacity or start < size < self.capacity:  # full at another capacity: oldest first
-            slots = slots.roll(-start)[-self.capacity :]
-            start = len(slots)
-        self.size, self.next = len(slots), start % self.capacity
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; of a larger replay, the newest rollouts."""
+        self.clear()
         self.episodes = int(state.get("episodes", 1))
-        self._store = {}
+        if not state["size"]:
+            return
+        rollout = _rollouts(state)
+        was_filled = rollout >= 0
+        _forget(rollout, self.capacity)
+        kept = (rollout >= 0)[was_filled]  # of the trials that the state holds
+        if len(rollout) != self.capacity:  # where there are as many slots, a resumed run samples alike
+            rollout = rollout[rollout >= 0]
+            rollout = torch.cat([rollout, rollout.new_full((self.capacity - len(rollout),), -1)])
+        self._rollout = rollout
         for name in TRAJECTORY_TENSORS:
-            values = state.get(name)
-            if isinstance(values, Tensor):
-                self._store[name] = values.new_full((self.capacity, *values.shape[1:]), 0)
-                self._store[name][: self.size] = values[slots]
+            values = state[name]
+            self._store[name] = values.new_full((self.capacity, *values.shape[1:]), 0)
+            self._store[name][self._filled()] = values[kept]
+
+
+def check_capacity(capacity: int, trials: int) -> None:
+    """Refuse a replay that cannot hold a whole rollout, and so not all of its families alike.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if capacity < trials:
+        raise UserError(
+            f"data.replay_trajectories is {capacity}, but a rollout has {trials} trials, one an environment, "
+            f"and the replay keeps whole rollouts, or it would lack families: use {trials} or more"
+        )
+
+
+def _forget(rollout: Tensor, size: int) -> None:
+    """Empty the slots of the oldest of the rollouts ``[slots]`` until at most ``size`` are filled."""
+    while len(filled := rollout[rollout >= 0]) > size:
+        rollout[rollout == filled.min()] = -1
+
+
+def _rollouts(state: dict[str, Any]) -> Tensor:
+    """The rollout of every slot of a state that is not empty, a copy; -1: empty. ``[slots]``
+
+    A state of before rollouts were told apart names the slot ``next``: each trial counts as a rollout, and is
+    forgotten by itself.
+    """
+    if "rollout" in state:
+        found: Tensor = state["rollout"].clone()
+        return found
+    return (torch.arange(state["size"]) - int(state["next"])) % int(state["size"])
 
 
 def deal(states: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any]:
-    """One rank's share of the replays that another number of ranks has left: every episode goes to one.
+    """One rank's share of the replays that another number of ranks has left: every trial goes to one.
+
+    Ranks add a rollout each in every iteration, so the newest ones are equally old. Each iteration's trials
+    are dealt out family by family, so that families remain as even as they were.
 
     Args:
         states: of each former rank, what :meth:`TrajectoryReplay.state_dict` gave.
         rank, world_size: whose share, of how many.
     """
-    filled = [(former, state) for former, state in enumerate(states) if state["size"]]
-    # Oldest first, for those are the ones that are forgotten; what is equally old alternates over ranks.
-    order = sorted(
-        (age - state["size"], former, (state["next"] + age) % state["size"])
-        for former, state in filled
-        for age in range(state["size"])
-    )
-    mine = order[rank::world_size]
+    order: list[tuple[int, int, int, int]] = []  # age, family, former rank, trial
+    for former, state in enumerate(states):
+        if state["size"]:
+            rollout = _rollouts(state)
+            age = (rollout - rollout.max())[rollout >= 0].tolist()
+            trials = range(state["size"])
+            order += zip(age, state["family"].tolist(), [former] * len(age), trials, strict=True)
+    mine = sorted(order)[rank::world_size]
     names = TRAJECTORY_TENSORS if mine else ()
-    episodes = {name: torch.stack([states[former][name][slot] for _, former, slot in mine]) for name in names}
-    kept = {"size": len(mine), "next": len(mine), "episodes": states[0].get("episodes", 1)}
-    return {**kept, **episodes}
+    trials_of = {name: torch.stack([states[former][name][i] for *_, former, i in mine]) for name in names}
+    rollout = torch.tensor([age for age, *_ in mine], dtype=torch.long)
+    rollout = rollout - rollout.min() if mine else rollout
+    return {"size": len(mine), "episodes": states[0].get("episodes", 1), "rollout": rollout, **trials_of}

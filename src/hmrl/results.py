@@ -15,9 +15,12 @@ Schema 1, JSON, one file a run and protocol:
   ``training_git``: of what trained, null if the checkpoint does not say. Null outside a checkout.
 - ``packages`` (versions), ``python``, ``platform``; ``started`` (UTC, ISO 8601) and ``wall_time_s``.
 - ``model``, ``data``: the complete configuration.
-- ``scores``: split -> mode -> family or "mean" -> ``episodes``, ``success`` (any step) with its 95 % interval
-  ``low``, ``high`` (over episodes, which are goals where each has one), ``final_success`` (last step),
-  ``episode_return``. Under meta_world they are those of the last adaptation episode.
+- ``scores``: split -> mode -> family or "mean" -> ``episodes`` (equal ones count once), ``success`` (any
+  step) with its 95 % interval ``low``, ``high`` (over episodes, which are goals where each has one; null
+  where there is one goal a family and nothing is drawn), ``final_success`` (last step), ``episode_return``.
+  Under meta_world they are those of the last adaptation episode.
+- ``differs_from_training``: in words, how each mode acts that acts otherwise than in training, and, under
+  "train families", which of these the agent was not trained on.
 - ``episodes``: split -> mode -> family -> columns of equal length, an entry an episode: ``goal``, ``number``
   (of the episode on its goal), ``success``, ``final_success`` (0 or 1), ``return``, ``length`` (simulator
   steps), and under meta_world ``phase``, "adaptation" or "evaluation", within which ``number`` counts.

@@ -65,18 +65,28 @@ _SAID = {
 }
 
 
+# Everything is kept in float32, and moments and losses are made of squares.
+_LARGEST = float(np.finfo(np.float32).max) ** 0.5
+
+
 def require_finite(what: str, values: FloatArray, families: Sequence[str], where: str) -> None:
-    """Refuse ``values`` ``[B, ...]`` of ``families`` ``[B]`` that are not all numbers.
+    """Refuse ``values`` ``[B, ...]`` of ``families`` ``[B]`` that are no numbers, or too large to learn from.
+
+    Args:
+        values: of any floating type, as they were before they are kept in float32.
 
     Raises:
         UserError: naming the families.
     """
-    if np.isfinite(values).all():
+    good = np.abs(values) <= _LARGEST  # false for what is no number
+    if good.all():
         return
-    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+    bad = np.flatnonzero(~good.reshape(len(values), -1).all(1))
     names = ", ".join(dict.fromkeys(families[int(i)] for i in bad))
+    odd = f"beyond {_LARGEST:.1e}, whose square float32 cannot hold,"
+    fault = odd if np.isfinite(values).all() else "not finite"
     raise UserError(
-        f"the {what} of family {names} is not finite at {where}; nothing was learnt from it: continue from "
+        f"the {what} of family {names} is {fault} at {where}; nothing was learnt from it: continue from "
         "the last checkpoint, with another seed_everything if it happens again"
     )
 
@@ -109,7 +119,8 @@ def collect(
         episodes: of the trial; the environments decide whether they share a goal.
 
     Raises:
-        UserError: if an observation, a reward or what the agent says is not finite.
+        UserError: if an observation, a reward, a trial's sum of rewards or what the agent says is not finite,
+            or too large for float32.
     """
 
     def check(what: str, values: FloatArray) -> None:
@@ -125,6 +136,7 @@ def collect(
     agent, device = where_it_is_faster(agent, batch)
     carry = agent.initial_carry(batch)
     reward = torch.zeros(batch)
+    earned = np.zeros(batch)  # sizes of the trial's rewards, summed: no return of any part of it is larger
     with few_threads(batch):
         for number in range(episode * episodes, (episode + 1) * episodes):
             elapsed, success_now = 0, np.zeros(batch, dtype=np.bool_)
@@ -146,6 +158,8 @@ def collect(
                     elapsed += 1
                     check("observation", raw)
                     check("reward", step_reward)
+                earned += np.abs(total)
+                check("sum of rewards", earned)
                 observation = torch.tensor(raw, dtype=torch.float32)  # a copy: environments may reuse theirs
                 reward = torch.from_numpy(total).float()
                 rewards.append(reward)

@@ -159,6 +159,8 @@ class Outcomes:
         episode_return: undiscounted, raw. ``[N]``
         length: simulator steps. ``[N]`` long
         phase: "adaptation" or "evaluation", where a protocol tells them apart.
+        distinct: different goals a family, where nothing else is drawn, so that all episodes on one goal (of
+            its number, modulo this) are equal and count once; None: every episode counts.
     """
 
     family: Tensor
@@ -172,6 +174,7 @@ class Outcomes:
     split: Split
     mode: str
     phase: tuple[str, ...] | None = None
+    distinct: int | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """A copy with every tensor on ``device``."""
@@ -202,6 +205,7 @@ class Rollout:
     env_steps: int  # simulator steps, over all environments
     episodes: int = 1  # of the trial, E
     goal: Tensor | None = None  # [B] long, the goals' numbers, where they are numbered
+    distinct: int | None = None  # as of Outcomes
 
     def to(self, device: torch.device) -> Self:
         """A copy with every tensor on ``device``."""
@@ -242,6 +246,7 @@ class Rollout:
             self.families,
             self.split,
             self.mode,
+            distinct=self.distinct,
         )
 
 

@@ -182,9 +182,9 @@ def test_one_process_continues_two(by_one: tuple[Run, dict[str, Any]], ranks: Ra
     assert episodes(loaded["replay"]) == episodes(*replays)
     assert len(set(episodes(loaded["replay"]))) == 40
     assert run.recorder.env_steps == [3 * STEPS]
-    assert run.data.replay.size == 50
-    # Ten are forgotten, the oldest of both: of each its first five.
-    kept = [newest(replay, 15) for replay in replays]
+    # The oldest rollout of both is forgotten: 50 episodes have room for two of 20.
+    assert run.data.replay.size == 40
+    kept = [newest(replay, 10) for replay in replays]
     assert set(episodes(*kept)) < set(episodes(run.data.replay.state_dict()))
 
 
@@ -192,18 +192,19 @@ def test_two_processes_continue_one(ranks: Ranks, folder: Path) -> None:
     """Whose replay had overflowed: its oldest episode is in the middle."""
     checkpoint = torch.load(folder / "one" / "checkpoints" / "last.ckpt", weights_only=True)
     (replay,) = checkpoint["ToyDataModule"]["replays"]
-    assert (replay["size"], replay["next"]) == (50, 10)
+    assert replay["rollout"].tolist() == [2] * 20 + [1] * 20 + [-1] * 10
     for rank in ranks:
         assert_loaded(rank["from one"]["loaded"], checkpoint)
         assert rank["from one"]["env_steps"] == [4 * STEPS]
     shares = [rank["from one"]["loaded"]["replay"] for rank in ranks]
-    assert [share["size"] for share in shares] == [25, 25]
+    for share in shares:
+        assert share["family"].bincount().tolist() == [2] * 10
     assert episodes(*shares) == episodes(replay)
-    assert len(set(episodes(replay))) == 50
-    # Each has collected ten since: the older twenty are forgotten, ten of each.
+    assert len(set(episodes(replay))) == 40
+    # Each has collected ten since and has room for twenty: the older twenty are forgotten, ten of each.
     left = [rank["from one"]["replay"] for rank in ranks]
-    assert [share["size"] for share in left] == [25, 25]
-    assert set(episodes(newest(replay, 30))) < set(episodes(*left))
+    assert [share["size"] for share in left] == [20, 20]
+    assert set(episodes(newest(replay, 20))) < set(episodes(*left))
 
 
 def test_it_is_said_once_that_such_a_run_is_not_bit_equal(
@@ -217,8 +218,8 @@ def test_it_is_said_once_that_such_a_run_is_not_bit_equal(
     assert "written by 2 process(es) and is continued by 1" in capsys.readouterr().out
 
 
-def test_a_smaller_replay_keeps_the_newest_episodes_of_all_processes(ranks: Ranks) -> None:
+def test_a_smaller_replay_keeps_the_newest_rollouts_of_all_processes(ranks: Ranks) -> None:
     replays = [rank["straight"]["replay"] for rank in ranks]
-    data = toy_data(replay_trajectories=12)
+    data = toy_data(replay_trajectories=22)
     data.load_state_dict({"replays": replays})
-    assert episodes(data.replay.state_dict()) == episodes(*(newest(replay, 6) for replay in replays))
+    assert episodes(data.replay.state_dict()) == episodes(*(newest(replay, 10) for replay in replays))

@@ -105,6 +105,16 @@ def test_the_level_whose_word_is_no_number_is_named(part: str, named: str, tmp_p
         fit_iterations(tmp_path, 1, data=data, module=module)
 
 
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_what_float32_cannot_hold_is_blamed_on_the_simulator(
+    what: str, broken_world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not on the level that would have learnt from it."""
+    broken_world.update(what=what, value=1e39)
+    sentence = refused(capsys, *command(tmp_path / "run"))
+    assert f"the {what} of family push is beyond 1.8e+19, whose square float32 cannot hold" in sentence
+
+
 def test_in_evaluation_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_world: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

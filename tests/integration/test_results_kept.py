@@ -52,7 +52,6 @@ def test_the_same_evaluation_may_be_repeated(run: Any) -> None:
         (["--config", str(CONFIGS / "experiments/permuted.yaml")], "last", "modes"),
         (["--data.test.agent", "random"], "none", "agent and checkpoint"),
         (["--seed_everything", "7"], "last", "evaluation_seed"),
-        (["--data.horizon", "12"], "last", "horizon"),
     ],
 )
 def test_others_are_refused_before_they_are_made(
@@ -88,6 +87,50 @@ def test_a_part_of_an_evaluation_is_none(run: Any, tmp_path: Path, option: str) 
 def test_an_agent_is_not_tested_as_if_it_had_learnt_otherwise(run: Any) -> None:
     said = run("--data.goals_per_family", "4")
     assert "trained in another world: data.goals_per_family is None there and 4 here" in said
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_an_agent_is_not_evaluated_in_other_episodes_than_it_was_trained_in(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    weights = str(tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(SystemExit) as end:
+        main([command, *TINY, "--run_dir", str(tmp_path), "--ckpt_path", weights, "--data.horizon", "12"])
+    assert end.value.code == 2
+    assert "trained in another world: data.horizon is 13 there and 12 here" in capsys.readouterr().err
+    assert not (tmp_path / "test-first_episode.json").exists()
+
+
+def test_another_way_of_acting_is_said_beside_the_numbers(
+    run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = run("--data.modes.sampled.task_belief", "sample")
+    words = {"sampled": "task belief sample (training: probabilities)"}
+    words |= {"mean_action": "action mean (training: sample)"}
+    assert results["differs_from_training"] == words
+    said = capsys.readouterr().out
+    for mode, in_words in words.items():
+        assert f"differs from training: {mode}: {in_words}" in said
+
+
+def test_train_families_that_were_not_trained_on_are_said(run: Any) -> None:
+    results = run("--data.benchmark", "custom", "--data.train_families", "[reach,hammer]")
+    assert results["differs_from_training"]["train families"] == "hammer not trained on"
+
+
+def test_copies_of_one_episode_have_no_interval(run: Any, tmp_path: Path, capsys: Any) -> None:
+    """One goal a family and nothing drawn: however many episodes there are, they are one."""
+    run("--data.test.protocol", "paper")
+    results = json.loads((tmp_path / "test-paper.json").read_text())
+    for split, families in (("train", 10), ("test", 5)):
+        modes = results["scores"][split]
+        for family, score in modes["mean_action"].items():
+            assert (score["low"], score["high"]) == (None, None)
+            assert score["episodes"] == (families if family == "mean" else 1)
+            assert score["success"] in (0, 1) or family == "mean"
+        assert all(score["low"] is not None for score in modes["sampled"].values())
+        assert {len(e["return"]) for e in results["episodes"][split]["mean_action"].values()} == {4}
+    assert "no interval: one goal a family and nothing drawn" in capsys.readouterr().out
 
 
 def test_results_alone_are_not_lost_to_a_new_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

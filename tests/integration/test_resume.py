@@ -77,7 +77,7 @@ def test_toy_world(tmp_path: Path, networks: dict[str, Any]) -> None:
     resumed, straight = two_and_two(tmp_path, data, STEPS, networks=networks)
     assert_same_run(resumed, straight)
     replay = straight.data.replay
-    assert (replay.size, replay.next) == (30, 20)
+    assert replay.size == 20  # one of four rollouts
 
 
 def test_real_world(tmp_path: Path) -> None:

@@ -225,6 +225,17 @@ def test_an_action_that_is_no_number_names_its_family() -> None:
         agent.adapt_action(np.zeros((2, OBSERVATION_DIM + ACTION_DIM + 2)))
 
 
+@pytest.mark.parametrize(("column", "what"), [(3, "observation"), (OBSERVATION_DIM + ACTION_DIM, "reward")])
+@pytest.mark.parametrize("value", [np.nan, 1e39])
+def test_what_the_simulator_says_is_blamed_on_it(column: int, what: str, value: float) -> None:
+    agent = TrialAgent(Counting(), Acting(), FAMILIES)
+    agent.init()
+    seen = np.zeros((2, OBSERVATION_DIM + ACTION_DIM + 2))
+    seen[1, column] = value
+    with pytest.raises(Exception, match=f"the {what} of family push is"):
+        agent.eval_action(seen)
+
+
 @pytest.mark.parametrize("solved", [0, 2])
 def test_every_episode_is_noted(solved: int) -> None:
     """Against the toy world's own record."""

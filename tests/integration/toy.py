@@ -154,7 +154,7 @@ class ToyDataModule(MetaWorldDataModule):
 
 
 def toy_data(cls: type[MetaWorldDataModule] = ToyDataModule, **changes: Any) -> Any:
-    """20 episodes of training an iteration; the replay overflows in the third."""
+    """20 episodes of training an iteration; the replay has room for two rollouts."""
     options: dict[str, Any] = {
         "envs_per_family": 2,
         "horizon": HORIZON,

@@ -13,6 +13,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from hmrl.functional import (
     agreement,
+    agreements,
     categorical_regulariser,
     clipped_policy_loss,
     discounted_sums,
@@ -100,13 +101,19 @@ def test_standardize_of_a_constant_group_is_zero() -> None:
     assert standardize(torch.full((4, 2), 7.0), torch.zeros(2, dtype=torch.long), 1).eq(0).all()
 
 
-def test_explained_variance() -> None:
-    target = torch.randn(100).double()
-    prediction = target + 0.3 * torch.randn(100).double()
-    expected = 1 - np.var((target - prediction).numpy()) / np.var(target.numpy())
-    assert explained_variance(prediction, target).item() == pytest.approx(expected)
-    assert explained_variance(target, target).item() == 1
-    assert explained_variance(torch.full_like(target, 4.0), target).item() == pytest.approx(0)
+def test_explained_variance_is_within_families() -> None:
+    """A value that knows the family alone explains nothing, however far apart families' returns lie."""
+    family = torch.tensor([0, 2, 2, 0, 2])  # of four: two are not there
+    target = torch.randn(50, 5).double() + 100 * family
+    prediction = target + 0.3 * torch.randn(50, 5).double()
+    each = [
+        1 - np.var((target - prediction)[:, family == f].numpy()) / np.var(target[:, family == f].numpy())
+        for f in (0, 2)
+    ]
+    assert explained_variance(prediction, target, family, 4).item() == pytest.approx(np.mean(each))
+    assert explained_variance(target, target, family, 4).item() == 1
+    of_family = (100.0 * family).double().expand_as(target)
+    assert explained_variance(of_family, target, family, 4).item() == pytest.approx(0, abs=1e-9)
 
 
 # --- low level -----------------------------------------------------------------------------------
@@ -151,6 +158,22 @@ def test_agreement() -> None:
     action = torch.tensor([[0.5, -0.5, 0.1], [1.0, 1.0, 1.0]])
     macro_action = torch.tensor([[0.1, 0.1, 0.0], [-1.0, -1.0, -1.0]])
     torch.testing.assert_close(agreement(action, macro_action), torch.tensor([2 / 3, 0.0]))
+
+
+def test_agreement_by_chance_is_within_families() -> None:
+    """Where a family's actions and macro-actions always point one way, that is chance."""
+    family = torch.tensor([0, 0, 2])
+    way = torch.tensor([1.0, 1.0, -1.0]).reshape(1, 3, 1).expand(40, 3, 2)
+    assert [float(x) for x in agreements(way, way, family, 3)] == [1, 1]
+    action, z = torch.randn(2, 40, 3, 2)
+    agreed, chance = agreements(action, z, family, 3)
+    found: list[list[float]] = [[], []]
+    for f in (0, 2):
+        a, b = (x[:, family == f].flatten(0, 1) >= 0 for x in (action, z))
+        found[0].append((a == b).float().mean().item())
+        found[1].append(np.mean([(a[:, d, None] == b[None, :, d]).float().mean() for d in range(2)]))
+    assert float(agreed) == pytest.approx(np.mean(found[0]))
+    assert float(chance) == pytest.approx(np.mean(found[1]))
 
 
 # --- intermediate level --------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from hmrl.types import Acting
 
 from .helpers import (
     EGO,
+    FAMILIES,
     A,
     B,
     K,
@@ -51,7 +53,8 @@ def test_macro_vae_loss(module: HierarchicalMetaRL, goal: str, kl_coef: float, f
     q = Normal(mean.tanh(), (-0.75 + 1.25 * (0.75 + log_std / (1.25 * 0.512)).atan().sin()).exp())
     torch.manual_seed(3)
     z = q.rsample()
-    total, error, average_error, still, kls = 0.0, 0.0, 0.0, 0.0, []
+    total, kls = 0.0, []
+    errors = np.zeros((3, len(FAMILIES)))  # given z, given its average, predicting no motion; by family
     for t in range(T):
         goal_step = min(T, t + 4 if goal == "constant_margin" else 4 * (t // 4 + 1))
         ego, target = state[t][:, list(EGO)], (state[goal_step] - state[t])[:, list(EGO)]
@@ -60,14 +63,18 @@ def test_macro_vae_loss(module: HierarchicalMetaRL, goal: str, kl_coef: float, f
         kl = kl_divergence(Normal(q.loc[t], q.scale[t]), policy.actor(state[t], belief[t], z[t])).sum(-1)
         kls.append(kl)
         total += float((-log_likelihood + kl_coef * kl.clamp(min=free_bits)).sum())
-        error += float((vae.decoder(torch.cat([ego, q.loc[t]], -1)) - target).square().sum())
         average = q.loc.mean((0, 1)).expand_as(q.loc[t])
-        average_error += float((vae.decoder(torch.cat([ego, average], -1)) - target).square().sum())
-        still += float(target.square().sum())
+        predicted = [vae.decoder(torch.cat([ego, given], -1)) for given in (q.loc[t], average)]
+        for b, family in enumerate(rollout.family.tolist()):
+            for i, wrong in enumerate((*(p - target for p in predicted), target)):
+                errors[i, family] += float(wrong[b].square().sum())
     assert loss.item() == pytest.approx(total / (T * B), rel=1e-4)
     assert metrics["vae/kl"].item() == pytest.approx(torch.stack(kls).mean().item(), rel=1e-4)
-    assert metrics["vae/decoder_error"].item() == pytest.approx(error / still, rel=1e-4)
-    assert metrics["vae/decoder_error_without_z"].item() == pytest.approx(average_error / still, rel=1e-4)
+    error, average_error = (errors[:2] / errors[2]).mean(1)
+    assert metrics["vae/decoder_error"].item() == pytest.approx(error, rel=1e-4)
+    assert metrics["vae/decoder_error_without_z"].item() == pytest.approx(average_error, rel=1e-4)
+    spread = [q.loc[:, rollout.family == f].reshape(-1, A).std(0, correction=0).mean().item() for f in (0, 1)]
+    assert metrics["vae/z_spread"].item() == pytest.approx(np.mean(spread), rel=1e-4)
     assert (torch.stack(kls) < 6).any()  # or free bits are not put to the test
     assert (torch.stack(kls) > 6).any()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,3 +125,35 @@ def test_training_metrics_against_numpy() -> None:
         -(belief * np.log(belief)).sum(1).mean(), rel=1e-5
     )
     assert metrics["encoder/largest_category"].item() == pytest.approx(mean.max(), rel=1e-5)
+
+
+def test_equal_episodes_count_once() -> None:
+    """Of three goals a family, met three, two and two times, where nothing else is drawn."""
+    goal, family = torch.arange(7).repeat(2), torch.arange(2).repeat_interleave(7)
+    won = (goal % 3 == 0) | (family == 1)
+    success = won.expand(T, -1)
+    reward = (1.0 + goal % 3).expand(T, -1)
+    rollout = random_rollout(14, success=success, family=family, goal=goal, reward=reward, distinct=3)
+    ranks = [FamilyOutcomes(FAMILIES, 3) for _ in range(2)]
+    outcomes = rollout.outcomes()
+    for i, metric in enumerate(ranks):  # copies lie on different ranks
+        mine = torch.arange(14) % 2 == i
+        columns = {k: v[mine] for k, v in vars(outcomes).items() if isinstance(v, torch.Tensor)}
+        metric.update(replace(outcomes, **columns))
+    ranks[0].outcomes = dim_zero_sum(torch.stack([metric.outcomes for metric in ranks]))
+    first, second = (ranks[0].compute()[name] for name in FAMILIES)
+    assert (first.episodes, second.episodes) == (3, 3)
+    assert (first.success, second.success) == pytest.approx((1 / 3, 1))
+    assert first.episode_return == pytest.approx(2 * T)
+    centre, half = (1 + Z**2 / 2) / (3 + Z**2), Z / (3 + Z**2) * math.sqrt(2 / 3 + Z**2 / 4)
+    assert (first.low, first.high) == pytest.approx((centre - half, centre + half))
+
+
+def test_one_episode_and_its_copies_have_no_interval() -> None:
+    family = torch.arange(2).repeat(5)
+    metric = FamilyOutcomes(FAMILIES, 1)
+    metric.update(random_rollout(10, success=(family == 1).expand(T, -1), family=family).outcomes())
+    scores = metric.compute()
+    assert [scores[name].success for name in (*FAMILIES, "mean")] == [0, 1, 0.5]
+    assert [scores[name].episodes for name in (*FAMILIES, "mean")] == [1, 1, 2]
+    assert all((score.low, score.high) == (None, None) for score in scores.values())

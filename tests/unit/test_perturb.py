@@ -472,3 +472,19 @@ def test_an_evaluation_that_fits_is_not(
     training: Perturbation, own: Perturbation | None, protocol: str
 ) -> None:
     training.check_evaluation("data.test", own, protocol)
+
+
+@pytest.mark.parametrize(
+    ("perturbation", "random"),
+    [
+        (Perturbation(), False),
+        (Perturbation(noise_std=0.1), True),
+        (Perturbation(missing=Missing(0.5)), True),
+        (Perturbation(action_gain=Change("linear", 0.3)), False),
+        (Perturbation(action_gain=Change("jump", 0.3)), True),
+        (Perturbation(observation_bias=Change("linear", 0.3)), True),
+        (Perturbation(observation_bias=Change("jump", 0.3, over_episodes=9)), False),
+    ],
+)
+def test_whether_episodes_on_one_goal_differ(perturbation: Perturbation, random: bool) -> None:
+    assert perturbation.is_random() == random

@@ -367,3 +367,18 @@ def test_every_episode_is_given_another_one_and_the_same_all_along(batch: int) -
     assert (donors != torch.arange(batch)).all()
     torch.randn(3)
     assert torch.equal(_donors(batch), donors)
+
+
+@pytest.mark.parametrize(
+    ("acting", "with_levels", "flat"),
+    [
+        (Acting(action="mean"), False, False),
+        (Acting(action="sample"), True, True),
+        (Acting("sample", "mean", "mean"), True, False),
+        (Acting("probabilities", "sample", "mean"), True, False),
+        (Acting(action="mean", permute="macro_action"), True, True),
+    ],
+)
+def test_whether_acting_draws_anything(acting: Acting, with_levels: bool, flat: bool) -> None:
+    assert full_module().policy.is_random(acting) == with_levels
+    assert build_module().policy.is_random(acting) == flat

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from hmrl.datamodule import MetaWorldDataModule
+from hmrl.envs.nonstationary import Change
 from hmrl.envs.perturb import Perturbation
 from hmrl.evaluation import EvaluationConfig
 from hmrl.prechecks import check_best, check_data, check_evaluation_is_whole, check_held, check_seed
 from hmrl.types import UserError
 
 NOISE = Perturbation(noise_std=0.1)
+GRID = {"backend": "gridworld", "horizon": 24, "test": EvaluationConfig(50, 5)}
+WEAR = Perturbation(action_gain=Change("random_walk", 0.3, over_episodes=100))
 
 
 def trained(**settings: Any) -> dict[str, Any]:
@@ -41,6 +44,19 @@ def trained(**settings: Any) -> dict[str, Any]:
             "data.backend is 'metaworld' there and 'envpool' here",
         ),
         ({"perturbation": NOISE}, {}, "data.perturbation is {'noise_std': 0.1"),
+        ({"horizon": 400}, {}, "data.horizon is 400 there and 500 here"),
+        ({"episodes_per_trial": 3}, {}, "data.episodes_per_trial is 3 there and 1 here"),
+        ({"ego_state": "other"}, {}, "data.ego_state is 'other' there and 'ego' here"),
+        (
+            {"benchmark": "GridWorld", **GRID},
+            {"benchmark": "GridWorldLarge", **GRID},
+            "data.benchmark is 'GridWorld' there and 'GridWorldLarge' here",
+        ),
+        (
+            {"perturbation": WEAR, "seed": 3},
+            {"perturbation": WEAR},
+            "seed_everything is 3 there and 1 here",  # its course is drawn by the seed
+        ),
         (
             {"benchmark": "custom", "train_families": ["reach", "push"], "test_families": ["sweep"]}
             | {"families_shown": True},
@@ -69,6 +85,7 @@ def test_an_agent_is_tested_in_the_world_it_was_trained_in(
         ),
         ({"perturbation": NOISE}, {"test": EvaluationConfig(50, 5, perturbation=Perturbation())}),
         ({"envs_per_family": 3, "replay_trajectories": 5}, {}),
+        ({"benchmark": "ML45"}, {}),  # which families are the agent's own is said with the numbers
     ],
 )
 def test_what_evaluation_may_do_otherwise(there: dict[str, Any], here: dict[str, Any]) -> None:

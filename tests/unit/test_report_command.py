@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from scipy.stats import ttest_1samp, ttest_ind
 
 import hmrl.report
 from hmrl.report import figures, summary
@@ -23,7 +24,7 @@ from hmrl.report.statistics import Estimate
 from hmrl.report.tables import cell, reached_cell
 from hmrl.types import UserError
 
-from .report_helpers import TEST, TRAIN, result, rising, write_metrics, write_result, write_seed
+from .report_helpers import FAMILIES, TEST, TRAIN, result, rising, write_metrics, write_result, write_seed
 
 # Method -> seed -> success in reach, push (train) and drawer-open (test).
 SUCCESS = {
@@ -94,8 +95,8 @@ def row(text: str, first: str, section: str) -> list[str]:
 
 
 def over_seeds(values: list[float]) -> str:
-    """The bootstrap of three seeds spans them all: each end alone has a probability of 1/27 > 2.5 %."""
-    return f"{sum(values) / len(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+    ends = ttest_1samp(values, 0).confidence_interval(0.95)
+    return f"{sum(values) / len(values):.2f} [{ends.low:.2f}, {ends.high:.2f}]"
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -105,14 +106,16 @@ def test_success_over_seeds(runs: list[str], tmp_path: Path) -> None:
         train = over_seeds([(reach + push) / 2 for reach, push, _ in seeds.values()])
         test = over_seeds([test for _, _, test in seeds.values()])
         cells = row(text, label.replace("|", "\\|"), "Success, protocol first_episode")
-        assert cells == ["3 (1, 2, 3)", "2,000,000", train, train, test, test]  # IQM of three is their mean
+        of_three = [train.split()[0], test.split()[0]]  # the IQM, their mean; an interval would be too narrow
+        assert cells == ["3 (1, 2, 3)", "2,000,000", train, of_three[0], test, of_three[1]]
     ceiling = row(text, "script (ceiling)", "Success, protocol first_episode")
     assert ceiling == ["1 (1)", "–", "0.95 [0.90, 1.00] †", "–", "0.95 [0.90, 1.00] †", "–"]
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     order = [re.split(r"(?<!\\)\|", line)[1].strip() for line in lines[2:7]]
     assert order == ["three levels", "flat", "belief\\|less", "script (ceiling)", "chance (floor)"]
     assert "backend: metaworld, episodes: 50, goals_per_family: 50, horizon: 500." in text
-    assert "95 % intervals over seeds, by percentile bootstrap with 10,000 resamples" in text
+    assert "95 % intervals of the mean over seeds (Student's t)" in text
+    assert "too narrow for few of them: none below 10 seeds" in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -122,7 +125,7 @@ def test_success_per_family(runs: list[str], tmp_path: Path) -> None:
         expected = [over_seeds([v[i] for v in seeds.values()]) for seeds in SUCCESS.values()]
         cells = row(text, family, "Per family, first_episode")
         assert cells == [*expected, "0.95 [0.90, 1.00] †", "0.05 [0.00, 0.10] †"]
-    assert row(text, "**train mean**", "Per family")[1] == "**0.33 [0.20, 0.40]**"
+    assert row(text, "**train mean**", "Per family")[1] == "**0.33 [0.05, 0.62]**"
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -177,16 +180,16 @@ def test_probability_of_improvement(runs: list[str], tmp_path: Path) -> None:
     text = report(runs, tmp_path / "out")
     (line,) = [x for x in text.splitlines() if x.startswith("| three levels | flat |")]
     cells = [c.strip() for c in line.split("|")[3:-1]]
-    assert cells[0] == "3 and 3"
+    assert cells[0] == "3 and 3, paired"
     x, y = SUCCESS["three levels"].values(), SUCCESS["flat"].values()
     won = [[(a[f] > b[f]) + (a[f] == b[f]) / 2 for a in x for b in y] for f in range(3)]
     train, test = (sum(won[0]) + sum(won[1])) / 18, sum(won[2]) / 9
-    assert cells[1].startswith(f"{train:.2f} [")
-    assert cells[3].startswith(f"{test:.2f} [")
-    assert cells[1].endswith("] *")
-    assert cells[2].startswith("0.27 [")  # train: 0.6 - 1/3
-    assert cells[4].startswith("-0.20 [")
-    assert "* Fewer than 5 seeds of a method" in text
+    assert (cells[1], cells[3]) == (f"{train:.2f}", f"{test:.2f}")
+    apart = [
+        [np.mean(a[part]) - np.mean(b[part]) for a, b in zip(x, y, strict=True)]
+        for part in (slice(2), slice(2, 3))
+    ]  # the seeds are the same, and so are their goals
+    assert [cells[2], cells[4]] == [over_seeds(differences) for differences in apart]
     assert not any(line.startswith("| three levels | script") for line in text.splitlines())
 
 
@@ -214,10 +217,50 @@ def test_meta_worlds_own_number_stands_beside_ours(runs: list[str], tmp_path: Pa
         write_result(run, result(rates(0.1, 0.2, 0.3)))
     text = report([str(tmp_path / f"three-seed{seed}") for seed in (1, 2)], tmp_path / "out")
     cells = row(text, "three", "Success, protocol meta_world")
-    assert cells[2:5] == ["0.15 [0.15, 0.15]", "0.15 [0.15, 0.15]", "0.40 [0.30, 0.50]"]
-    assert cells[7] == "0.40 [0.30, 0.50]"
+    assert cells[2:5] == ["0.15 [0.15, 0.15] ‡", "0.15", "0.40 [0.30, 0.50] ‡"]
+    assert cells[7] == "0.40 [0.30, 0.50] ‡"
+    assert "‡ Two seeds: the range of two seeds, which is no interval" in text
     assert len(row(text, "three", "Success, protocol first_episode")) == 6
     assert "(figures/success-meta_world.png)" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_other_goals_are_compared_by_welchs_interval(runs: list[str], tmp_path: Path) -> None:
+    for seed, success in SUCCESS["flat"].items():
+        content = result(rates(*success), evaluation_seed=9)
+        write_result(tmp_path / "runs" / f"flat-seed{seed}", content)
+    text = report(runs, tmp_path / "out", "--baseline", "flat")
+    (line,) = [x for x in text.splitlines() if x.startswith("| three levels | flat |")]
+    cells = [c.strip() for c in line.split("|")[3:-1]]
+    x, y = ([np.mean(of[:2]) for of in SUCCESS[label].values()] for label in ("three levels", "flat"))
+    ends = ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
+    assert cells[0] == "3 and 3"
+    assert cells[2] == f"{np.mean(x) - np.mean(y):.2f} [{ends.low:.2f}, {ends.high:.2f}]"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_copies_of_one_episode_have_no_interval(tmp_path: Path) -> None:
+    """In files of before, too, which gave them one."""
+    content = result(rates(1.0, 0.0, 1.0), protocol="paper")
+    content["protocol"]["goals_per_family"] = 1
+    columns = {"return": [7.0] * 50}
+    for returns, cells in (([7.0] * 50, ["0.50", "1.00"]), ([7.0, 8.0] * 25, None)):
+        columns["return"] = returns
+        content["episodes"] = {
+            split: {"sampled": dict.fromkeys(of, columns)} for split, of in FAMILIES.items()
+        }
+        write_result(tmp_path / "one-seed1", content)
+        found = row(report([str(tmp_path / "one-seed1")], tmp_path / "out"), "one", "Success, protocol paper")
+        assert [found[2], found[4]] == (cells or ["0.50 [0.45, 0.55] †", "1.00 [0.95, 1.00] †"])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_differs_from_training_is_a_warning(tmp_path: Path) -> None:
+    differs = {"sampled": "task belief sample (training: probabilities)", "mean_action": "another mode"}
+    write_result(tmp_path / "one-seed1", result(rates(0.1, 0.2, 0.3), differs_from_training=differs))
+    text = report([str(tmp_path / "one-seed1")], tmp_path / "out")
+    assert "one seed 1, first_episode, differs from training: sampled: task belief sample" in text
+    assert "another mode" not in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -432,7 +475,8 @@ def test_curves_are_means_over_seeds_with_bands(runs: list[str], tmp_path: Path)
     rates = smooth.axes[0].get_lines()[1].get_ydata()
     assert rates[-1] == pytest.approx((0.4 + 0.4 + 0.2) / 3 * 0.7)  # of iterations 13, 14 and 15 of 20
     band = figure.axes[0].collections[1].get_paths()[0].vertices
-    assert band[:, 1].max() == pytest.approx(0.4 * 0.75)
+    upper = ttest_1samp([0.4, 0.4, 0.2], 0).confidence_interval(0.95).high
+    assert band[:, 1].max() == pytest.approx(upper * 0.75)
     assert [axis.get_title() for axis in figure.axes] == [
         "train families, rollouts",
         "train families, evaluation",

@@ -41,10 +41,11 @@ def findings(probe: float, error: float | None) -> dict[str, Any]:
     found: dict[str, Any] = {"families": list(TRAIN), "probe": {"z": probe, "chance": 0.5}}
     if error is not None:
         found |= {
-            "decoder_error": {"all": error, "reach": 9.0},
-            "decoder_error_without_z": {"all": error + 0.1},
+            "decoder_error": {"all": 9.0, "reach": error - 0.1, "push": error + 0.1},
+            "decoder_error_without_z": {"all": 9.0, "reach": error + 0.1},
             "correlation": [0.1, 0.2, 0.6],
             "agreement": 0.75,
+            "over_families": "mean",
         }
     return found
 
@@ -55,12 +56,21 @@ def test_belief_and_macro_action(runs: list[Path]) -> None:
         (run / "latents").mkdir()
         content = {"env_steps": 1, "train": findings(0.5 + error, error), "test": findings(0.25, None)}
         (run / "latents" / "latents.json").write_text(json.dumps(content))
-    header, train, test = rows(latents_table(methods(runs)))
+    header, train, test = rows(latents_table(methods(runs)))  # and nothing is said of pooled numbers
     named = ["decoder error", "without z", "correlation", "agreement", "probe of z", "probe by chance"]
     assert header == ["method", "families", "seeds", *named]
-    assert train[:4] == ["full", "train", "2", "0.50 [0.40, 0.60]"]
+    assert train[:4] == ["full", "train", "2", "0.50 [0.40, 0.60] ‡"]
     assert [float(cell.split()[0]) for cell in train[3:]] == [0.5, 0.6, 0.3, 0.75, 1.0, 0.5]
-    assert test == ["full", "test", "2", *["–"] * 4, "0.25 [0.25, 0.25]", "0.50 [0.50, 0.50]"]
+    assert test == ["full", "test", "2", *["–"] * 4, "0.25 [0.25, 0.25] ‡", "0.50 [0.50, 0.50] ‡"]
+
+
+def test_numbers_that_were_pooled_over_families_are_called_so(runs: list[Path]) -> None:
+    (runs[1] / "latents").mkdir()
+    found = findings(0.3, 0.4)
+    del found["over_families"]
+    (runs[1] / "latents" / "latents.json").write_text(json.dumps({"train": found}))
+    *_, said = latents_table(methods(runs)).strip().splitlines()
+    assert said == "Correlation and agreements are pooled over families, not means: full."
 
 
 def test_forgetting(runs: list[Path]) -> None:
@@ -76,7 +86,7 @@ def test_forgetting(runs: list[Path]) -> None:
     assert rows(forgetting_table(methods(runs)))[1:] == [["full", "1", "2", "0.40", "-0.50", "0.60"]]
     (runs[1] / "forgetting.json").write_text(json.dumps({**content, "blocks": [first]}))
     (row,) = rows(forgetting_table(methods(runs)))[1:]
-    assert row == ["full", "2", "1–2", "0.40 [0.40, 0.40]", "-0.50", "0.60"]
+    assert row == ["full", "2", "1–2", "0.40 [0.40, 0.40] ‡", "-0.50", "0.60"]
 
 
 def test_sections_are_there_if_there_is_something(runs: list[Path], tmp_path: Path) -> None:

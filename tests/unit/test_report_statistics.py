@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, t, ttest_1samp
 
 from hmrl.report import statistics
 from hmrl.report.statistics import (
     align,
     difference,
     estimate,
+    estimate_iqm,
     interval,
     iqm,
     probability_of_improvement,
@@ -34,40 +35,59 @@ def test_iqm_cuts_a_quarter_at_either_end() -> None:
     assert iqm(np.array([[1.0, 5.0], [2.0, 6.0], [4.0, 8.0], [9.0, 0.0]]), axis=0).tolist() == [3.0, 5.5]
 
 
-@pytest.mark.parametrize("statistic", [np.mean, iqm])
-def test_interval_is_that_of_resampled_seeds(statistic: statistics.Statistic) -> None:
-    values = np.array([0.31, 0.42, 0.44, 0.58, 0.66])
-    rng, means = generator(), []
-    for _ in range(5_000):
-        means.append(float(statistic(values[[rng.integers(5) for _ in range(5)]], axis=0)))
-    found = interval(values, statistic)
+def student(values: list[float]) -> tuple[float, float]:
+    found = ttest_1samp(values, 0).confidence_interval(0.95)
+    return float(found.low), float(found.high)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_interval_covers_the_mean_as_often_as_it_says(seeds: int) -> None:
+    """Of 20,000 methods, at once."""
+    found = interval(generator().normal(0.4, 0.1, (seeds, 20_000)))
     assert found is not None
-    assert found == pytest.approx(percentiles(means), abs=0.015)
-    assert found[0] < statistic(values, axis=0) < found[1]
+    covered = ((found[0] <= 0.4) & (found[1] >= 0.4)).mean()
+    assert 0.93 <= covered <= 0.97
 
 
-def test_interval_of_curves_is_that_of_each_point() -> None:
+def test_interval_of_curves_is_students_at_each_point() -> None:
     values = generator().random((4, 3))
     found = interval(values)
     assert found is not None
     assert found[0].shape == (3,)
     for i in range(3):
-        assert interval(values[:, i]) == pytest.approx((found[0][i], found[1][i]))
+        assert (found[0][i], found[1][i]) == pytest.approx(student(values[:, i].tolist()))
 
 
-def test_interval_is_the_same_each_time_and_none_for_one_seed() -> None:
-    values = generator().random(5)
-    assert interval(values) == interval(values.copy())
-    assert interval(values[:1]) is None
+def test_two_seeds_have_a_range_and_one_has_nothing() -> None:
+    found = interval(np.array([[0.4, 0.1], [0.3, 0.6]]))
+    assert found is not None
+    assert [ends.tolist() for ends in found] == [[0.3, 0.1], [0.4, 0.6]]
+    assert interval(np.array([0.4])) is None
     assert interval(np.full(3, 0.25)) == (0.25, 0.25)
 
 
 def test_estimate_takes_the_interval_over_goals_for_one_seed_only() -> None:
     one, goals = np.array([0.4]), (0.3, 0.5)
     assert estimate(one, goals=goals) == (0.4, 0.3, 0.5, "goals")
-    assert estimate(one) == (0.4, None, None, "seeds")
-    several = estimate(np.array([0.2, 0.6]), goals=goals)
-    assert several == (pytest.approx(0.4), 0.2, 0.6, "seeds")
+    assert estimate(one) == estimate(one, goals=(None, None)) == (0.4, None, None, "seeds")
+    assert estimate(np.array([0.2, 0.6]), goals=goals) == (pytest.approx(0.4), 0.2, 0.6, "range")
+    three = [0.2, 0.3, 0.7]
+    assert estimate(np.array(three), goals=goals) == (
+        pytest.approx(0.4),
+        *map(pytest.approx, student(three)),
+        "seeds",
+    )
+
+
+def test_interquartile_mean_is_bootstrapped_from_ten_seeds_on() -> None:
+    values = generator().random(10)
+    assert estimate_iqm(values[:9]) == (float(iqm(values[:9])), None, None, "seeds")
+    rng, means = generator(), []
+    for _ in range(5_000):
+        means.append(float(iqm(values[[rng.integers(10) for _ in range(10)]])))
+    found = estimate_iqm(values)
+    assert (found.low, found.high) == pytest.approx(percentiles(means), abs=0.02)
+    assert found == estimate_iqm(values.copy())
 
 
 def test_trailing_mean_is_over_steps_not_rows() -> None:
@@ -118,10 +138,10 @@ def test_probability_of_improvement_is_mann_whitney_u_over_nm() -> None:
 
 def test_probability_of_improvement_resamples_whole_seeds_of_both() -> None:
     rng = generator()
-    x, y = rng.random((5, 3)) + 0.15, rng.random((4, 3))
+    x, y = rng.random((11, 3)) + 0.15, rng.random((10, 3))
     values = []
     for _ in range(5_000):
-        a, b = x[rng.integers(0, 5, 5)], y[rng.integers(0, 4, 4)]
+        a, b = x[rng.integers(0, 11, 11)], y[rng.integers(0, 10, 10)]
         values.append(float(np.mean([mannwhitney(a[:, f], b[:, f]) for f in range(3)])))
     found = probability_of_improvement(x, y)
     assert (found.low, found.high) == pytest.approx(percentiles(values), abs=0.015)
@@ -133,21 +153,34 @@ def mannwhitney(a: np.ndarray, b: np.ndarray) -> float:
     return float((below + up_to).mean() / 2 / len(b))
 
 
-def test_probability_of_improvement_has_no_interval_with_one_seed() -> None:
+def test_probability_of_improvement_has_no_interval_below_ten_seeds() -> None:
     better, worse = np.array([[0.5, 0.5]]), np.array([[0.4, 0.5], [0.1, 0.9]])
     assert probability_of_improvement(better, worse) == ((1 + 0.5 + 1 + 0) / 4, None, None, "seeds")
-    assert probability_of_improvement(worse, better).low is None
+    many = generator().random((10, 2))
+    assert probability_of_improvement(many, many[:9]).low is None
+    assert probability_of_improvement(many, many).low is not None
 
 
-def test_difference_resamples_seeds_of_both() -> None:
+def test_difference_of_other_seeds_is_welchs() -> None:
     rng = np.random.default_rng(3)
     x, y = rng.normal(0.6, 0.1, 6), rng.normal(0.5, 0.2, 4)
-    found = difference(x, y)
+    found = difference(x, y, paired=False)
     assert found.value == pytest.approx(x.mean() - y.mean())
-    draws = [rng.choice(x, 6).mean() - rng.choice(y, 4).mean() for _ in range(20_000)]
-    assert found.low == pytest.approx(np.quantile(draws, 0.025), abs=0.01)
-    assert found.high == pytest.approx(np.quantile(draws, 0.975), abs=0.01)
-    assert difference(x[:1], y) == statistics.Estimate(float(x[0] - y.mean()))
+    a, b = x.var(ddof=1) / 6, y.var(ddof=1) / 4
+    half = t.ppf(0.975, (a + b) ** 2 / (a**2 / 5 + b**2 / 3)) * (a + b) ** 0.5
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
+    assert difference(x[:2], y, paired=False) == statistics.Estimate(float(x[:2].mean() - y.mean()))
+    assert difference(np.full(3, 0.5), np.full(4, 0.25), paired=False) == (0.25, 0.25, 0.25, "seeds")
+
+
+def test_difference_of_the_same_seeds_is_of_pairs() -> None:
+    """What a seed's goals do to both methods is not in it."""
+    of_goals = np.array([0.0, 0.3, -0.2, 0.1])
+    x, y = 0.6 + of_goals, 0.5 + of_goals + [0.01, -0.01, 0.0, 0.02]
+    found = difference(x, y, paired=True)
+    assert (found.low, found.high) == pytest.approx(student((x - y).tolist()))
+    assert difference(x[:2], y[:2], paired=True).over == "range"
+    assert difference(x[:1], y[:1], paired=True).low is None
 
 
 def test_align_interpolates_and_never_extrapolates() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from hmrl.agents import RandomAgent
 from hmrl.rollout import collect, few_threads, seeded, where_it_is_faster
-from hmrl.types import Acting, EnvStep, Rollout
+from hmrl.types import Acting, EnvStep, Rollout, UserError
 
 from .helpers import FAMILIES, B, S, ToyEnvs, build_module, encoder_config, vae_config
 
@@ -123,6 +124,41 @@ class ReusingEnvs(ToyEnvs):
 
 def test_observations_survive_a_simulator_that_reuses_its_buffer() -> None:
     torch.testing.assert_close(roll(ReusingEnvs(), 1).observation, roll(ToyEnvs(), 1).observation)
+
+
+class Extreme(ToyEnvs):
+    """Of the environment of push says ``value`` at every step, as ``what``."""
+
+    def __init__(self, what: str, value: float) -> None:
+        super().__init__(batch=2, horizon=6)
+        self._what, self._value = what, value
+
+    def step(self, action: np.ndarray) -> EnvStep:
+        step = super().step(action)
+        getattr(step, self._what)[1] = self._value
+        return step
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "interval", "said"),
+    [
+        ("reward", 1e39, 1, "the reward of family push is beyond"),  # finite in float64 only
+        ("reward", -1e300, 2, "the reward of family push is beyond"),
+        ("observation", 1e39, 2, "the observation of family push is beyond"),
+        ("reward", 3e38, 2, "the reward of family push is beyond"),  # kept by float32, but not its square
+        ("reward", 1e19, 2, "the sum of rewards of family push is beyond"),
+        ("reward", -4e18, 1, "the sum of rewards of family push is beyond 1.8e+19"),  # over the trial
+    ],
+)
+def test_what_float32_cannot_learn_from_is_refused_where_it_is_said(
+    what: str, value: float, interval: int, said: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        roll(Extreme(what, value), interval)
+
+
+def test_what_float32_can_learn_from_is_kept() -> None:
+    assert roll(Extreme("reward", 1e18), 2).reward[:, 1].tolist() == pytest.approx([2e18] * 3)
 
 
 @pytest.mark.parametrize("environments", [1, 10_000])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from hmrl.config import as_config
 from hmrl.distributed import gather, together
 from hmrl.metrics import FamilyOutcomes, Score
 from hmrl.protocol import Trials
@@ -25,7 +27,7 @@ from hmrl.results import (
     plain,
     results_path,
 )
-from hmrl.types import Outcomes, Rollout
+from hmrl.types import Acting, Outcomes, Rollout
 
 PRIMARY_MODE = "sampled"  # its metrics carry no suffix
 Scores = dict[str, dict[str, dict[str, Score]]]  # split -> mode -> family -> score
@@ -89,7 +91,8 @@ class SuccessRate(pl.Callback):
         scored = evaluated.outcomes()
         key = (scored.split, scored.mode)
         if key not in self._metrics:
-            self._metrics[key] = FamilyOutcomes(scored.families).to(scored.family.device)
+            metric = FamilyOutcomes(scored.families, scored.distinct)
+            self._metrics[key] = metric.to(scored.family.device)
         self._metrics[key].update(scored)
         if isinstance(evaluated, Trials):
             self.official.setdefault(scored.split, {})[scored.mode] = evaluated.official
@@ -128,7 +131,8 @@ class SuccessRate(pl.Callback):
                         values[_metric(name, mode, split, family)] = value
         pl_module.log_dict({**values, "step": pl_module.env_steps.double()}, batch_size=1)
         if trainer.is_global_zero:
-            self._print(trainer, success_table(self.scores, int(pl_module.env_steps)))
+            differs = [f"{what}: {words}" for what, words in self._differs(trainer, pl_module).items()]
+            self._print(trainer, success_table(self.scores, int(pl_module.env_steps), differs))
             for split, modes in self.official.items():
                 for mode, official in modes.items():
                     own = f"Meta-World's own evaluation, {split} families, {mode}: {official['success']:.2f}"
@@ -168,6 +172,19 @@ class SuccessRate(pl.Callback):
             "evaluation_seed": data.seed,
         }
 
+    @staticmethod
+    def _differs(trainer: pl.Trainer, pl_module: Any) -> dict[str, str]:
+        """What an evaluated policy does or faces that it did not in training, each mode's in words."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if (data.test if trainer.state.fn == "test" else data.validation).agent != "policy":
+            return {}
+        trained = pl_module.training_hparams or pl_module.hparams
+        acted = as_config(Acting, trained["acting"])
+        found = {mode: differs_in_words(pl_module.policy, data.modes[mode], acted) for mode in data.modes}
+        if new := [family for family in data.families if family not in trained["families"]]:
+            found["train families"] = f"{', '.join(new)} not trained on"
+        return {what: words for what, words in found.items() if words}
+
     def _results(self, trainer: pl.Trainer, pl_module: Any, episodes: list[Outcomes]) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         return {
@@ -190,11 +207,27 @@ class SuccessRate(pl.Callback):
             },
             "episodes": episode_columns(episodes),
             "official": self.official or None,
+            "differs_from_training": self._differs(trainer, pl_module),
         }
 
 
-def success_table(scores: Scores, env_steps: int) -> str:
-    """A text table: one row a family, success at any step per mode, then last-step success and return."""
+def differs_in_words(policy: Any, acting: Acting, trained: Acting) -> str:
+    """How ``acting`` is another way to act than that of training; empty where it is none for this policy."""
+    unused = {"task_belief": not policy.categorical_entries, "macro_action": policy.macro_vae is None}
+    pairs = {key: (value, asdict(trained)[key]) for key, value in asdict(acting).items()}
+    return ", ".join(
+        f"{key.replace('_', ' ')} {a} (training: {b})"
+        for key, (a, b) in pairs.items()
+        if a != b and not unused.get(key)
+    )
+
+
+def success_table(scores: Scores, env_steps: int, differs: Sequence[str] = ()) -> str:
+    """A text table: one row a family, success at any step per mode, then last-step success and return.
+
+    Args:
+        differs: from training, in words; written below.
+    """
     modes = list(next(iter(scores.values())))
     table = Table(title=f"success after {env_steps:,} environment steps")
     table.add_column("family", no_wrap=True)
@@ -208,7 +241,9 @@ def success_table(scores: Scores, env_steps: int) -> str:
             cells = []
             for mode in modes:
                 score = by_mode[mode][family]
-                cells.append(f"{score.success:.2f} [{score.low:.2f}, {score.high:.2f}]".replace("[", r"\["))
+                cells.append(f"{score.success:.2f}")
+                if score.low is not None:
+                    cells[-1] += rf" \[{score.low:.2f}, {score.high:.2f}]"
             first = by_mode[modes[0]][family]
             style = "bold" if family == "mean" else None
             table.add_row(
@@ -222,4 +257,7 @@ def success_table(scores: Scores, env_steps: int) -> str:
     console = Console(width=60 + 25 * len(modes), force_terminal=False)
     with console.capture() as capture:
         console.print(table)
-    return capture.get()
+    notes = [f"differs from training: {words}\n" for words in differs]
+    if any(score.low is None for modes in scores.values() for of in modes.values() for score in of.values()):
+        notes.append("no interval: one goal a family and nothing drawn, so that its episodes are all equal\n")
+    return capture.get() + "".join(notes)

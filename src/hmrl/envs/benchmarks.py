@@ -78,6 +78,11 @@ GRID_WORLD = World(10, 2, (0, 1, 2, 3), (8, 9), 24, backends=("gridworld",))
 _GRID_WORLDS = {"GridWorld": GRID_WORLD, "GridWorldLarge": replace(GRID_WORLD, horizon=96, scale=4)}
 
 
+def world_of(name: str) -> World:
+    """The world of the benchmark of this name."""
+    return _GRID_WORLDS.get(name, META_WORLD)
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """Names without Meta-World's ``-v3`` suffix, in Meta-World's order."""
@@ -262,7 +267,7 @@ def benchmark(name: BenchmarkName, train: Sequence[str] = (), test: Sequence[str
                 "choose families with data.benchmark custom (or ML1)"
             )
     if name in _GRID_WORLDS:
-        return Benchmark(name, TRAIN_LAYOUTS, TEST_LAYOUTS, _GRID_WORLDS[name])
+        return Benchmark(name, TRAIN_LAYOUTS, TEST_LAYOUTS, world_of(name))
     splits = getattr(env_dict, f"{name}_V3")
     return Benchmark(
         name,

@@ -109,6 +109,15 @@ class Perturbation:
         changes = (getattr(self, name) for name in _CHANGES)
         return any(change is not None and change.over_episodes is not None for change in changes)
 
+    def is_random(self) -> bool:
+        """Whether it makes two episodes on one goal differ."""
+        drawn = self.noise_std > 0 or 0 < self.missing.probability < 1
+        for name in _CHANGES:
+            change: Change | None = getattr(self, name)
+            if change is not None and change.over_episodes is None:  # else all episodes have one course
+                drawn |= change.kind != "linear" or name == "observation_bias"  # which goes up or down
+        return drawn
+
     def untold(self) -> Perturbation:
         """The same, but that nobody is told what is missing."""
         return replace(self, missing=replace(self.missing, told=False))

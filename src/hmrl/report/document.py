@@ -80,11 +80,13 @@ class Document:
             f"{protocol_text(self.methods, protocol)}.\n",
             tables.success_table(self.methods, protocol),
             f"{tables.INTERVALS} {tables.IQM}\n",
-            self.figure(means, f"{name}-mean", "Mean over families. Intervals as in the table."),
+            self.figure(means, f"{name}-mean", "Mean over families. Lines: the brackets in the table."),
             f"### Per family, {protocol}\n",
             tables.family_table(self.methods, protocol),
             f"{tables.INTERVALS}\n",
-            self.figure(bars, name, f"Success per family, protocol {protocol}. Intervals as in the table."),
+            self.figure(
+                bars, name, f"Success per family, protocol {protocol}. Lines: the brackets in the table."
+            ),
         ]
         if improvement := tables.improvement_table(self.methods, protocol, self.baseline):
             parts += [f"### Probability of improvement, {protocol}\n", improvement, f"{tables.IMPROVEMENT}\n"]
@@ -109,8 +111,8 @@ class Document:
     def curves(self) -> str:
         """Learning curves and diagnostics; empty if nothing was logged in training."""
         note = (
-            "Lines: means over seeds, as far as a method's shortest run; bands: 95 % intervals over seeds "
-            "(percentile bootstrap of whole seeds), none for a single seed."
+            "Lines: means over seeds, as far as a method's shortest run; bands: 95 % intervals of these "
+            "(Student's t), of two seeds the range of two seeds, of one seed none."
         )
         smooth = (
             f"Rollouts: trailing mean over {self.window:,.0f} environment steps; evaluations as they are."
@@ -140,7 +142,7 @@ class Document:
             ("Forgetting", evidence.forgetting_table(self.methods), evidence.FORGETTING),
         ):
             if table:
-                parts += [f"## {title}\n", table, f"{note} {tables.INTERVALS.split(';')[0]}.\n"]
+                parts += [f"## {title}\n", table, f"{note} {tables.OVER_SEEDS}\n"]
         return "\n".join(parts)
 
     def latents(self) -> str:

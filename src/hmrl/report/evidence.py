@@ -17,12 +17,12 @@ from hmrl.report.tables import NOTHING, cell, markdown
 from hmrl.types import UserError
 
 LATENTS = (
-    "Of the agents that were tested, ten episodes a family, sampled actions. Decoder error: relative to "
-    "predicting no motion, with z and with its average instead; the nearer the two, the less z says. It is "
-    "comparable between methods only where decoders predict the same. Correlation: of z with where the hand "
-    "went, mean over axes. Agreement: of the signs of z and of the action, and of independent ones with the "
-    "same shares of signs. Probe: balanced accuracy of a linear classifier that tells the family from z, y, "
-    "or the ego-state."
+    "Of the agents that were tested, ten episodes a family, sampled actions; means over families. Decoder "
+    "error: relative to predicting no motion, with z and with its average instead; the nearer the two, the "
+    "less z says. It is comparable between methods only where decoders predict the same. Correlation: of z "
+    "with where the hand went, mean over axes. Agreement: of the signs of z and of the action, and of "
+    "independent ones with the same shares of signs. Probe: balanced accuracy of a linear classifier that "
+    "tells the family from z, y, or the ego-state."
 )
 FORGETTING = (
     "Success in training families after the last block. Backward transfer: success after the last block "
@@ -53,9 +53,18 @@ def latents_table(methods: Sequence[Method]) -> str:
             if numbers:
                 cells = [cell(_estimate(numbers, name)) for name in _LATENT_COLUMNS.values()]
                 rows.append([method.title, split, str(len(numbers)), *cells])
+    pooled = [m.title for m in methods if any(_is_pooled(run.path) for run in m.runs)]
+    said = f"\nCorrelation and agreements are pooled over families, not means: {', '.join(pooled)}.\n"
     kept = [i for i in range(3 + len(_LATENT_COLUMNS)) if any(row[i] != NOTHING for row in rows)]
     header = ["method", "families", "seeds", *_LATENT_COLUMNS]
-    return markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows]) if rows else ""
+    table = markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows]) if rows else ""
+    return table + (said if pooled else "")
+
+
+def _is_pooled(run: Path) -> bool:
+    """Whether a run's numbers on z are of before they were means over families."""
+    found = _read(run / "latents" / "latents.json")
+    return any("correlation" in found[s] and "over_families" not in found[s] for s in SPLITS if s in found)
 
 
 def forgetting_table(methods: Sequence[Method]) -> str:
@@ -96,7 +105,8 @@ def _numbers(split: Mapping[str, Any]) -> dict[str, float]:
     numbers = {f"probe/{name}": value for name, value in (split.get("probe") or {}).items()}
     for name in ("decoder_error", "decoder_error_without_z"):
         if name in split:
-            numbers[name] = split[name]["all"]
+            each = [error for family, error in split[name].items() if family != "all"]
+            numbers[name] = fmean(each or split[name].values())  # "all" was pooled once
     if "correlation" in split:
         numbers["correlation"] = fmean(split["correlation"])
     numbers |= {name: split[name] for name in ("agreement", "agreement_by_chance") if name in split}

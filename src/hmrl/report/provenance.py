@@ -67,6 +67,9 @@ def disagreements(methods: Sequence[Method]) -> list[str]:
             found += _differ(
                 f"{protocol}'s {key}", ((_plain(result.protocol.get(key)), run) for run, result in same)
             )
+    for run, result in everything:
+        name = f"{_name(run)}, {result.protocol['name']}"
+        found += [f"The evaluation of {name}, differs from training: {words}." for words in result.differs]
     for package in sorted({package for _, result in everything for package in result.packages}):
         versions = ((result.packages.get(package) or "none", run) for run, result in everything)
         found += _differ(f"version of {package}", versions)

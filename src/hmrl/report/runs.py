@@ -24,11 +24,11 @@ _EVALUATED = re.compile(r"success(?:_\w+)?/(train|test)/(.+)")
 
 
 class Score(NamedTuple):
-    """Success at any step, and its 95 % interval over goals."""
+    """Success at any step, and its 95 % interval over goals, where there is one."""
 
     success: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,13 @@ class Result:
     Args:
         path: the file.
         agent: ``policy``, ``expert`` or ``random``.
-        seed: the file's own.
+        seed: the file's own, of training.
+        evaluation_seed: of the goals.
         protocol: its parameters; ``name`` is the one to quote.
         env_steps: of training.
         scores: split -> family, or "mean" -> score.
         official: split -> Meta-World's own success rate; empty unless the protocol is Meta-World's.
+        differs: what was otherwise than in training, in words.
         checkpoint: what was evaluated, if anything was loaded.
         revision: of the source, with a mark if it was modified; None if unknown.
         packages: name -> version, None if not installed; Python among them.
@@ -52,10 +54,12 @@ class Result:
     path: Path
     agent: str
     seed: int
+    evaluation_seed: int
     protocol: Mapping[str, Any]
     env_steps: int
     scores: Mapping[str, Mapping[str, Score]]
     official: Mapping[str, float]
+    differs: tuple[str, ...]
     checkpoint: str | None
     revision: str | None
     packages: Mapping[str, str | None]
@@ -195,16 +199,19 @@ def read_result(path: Path, mode: str) -> Result:
                 f"{path} has schema {content.get('schema')}, but this report reads schema {SCHEMA}: "
                 "write it anew with hmrl test"
             )
-        git = content["git"]
+        git, copies = content["git"], _are_copies(content, mode)
         return Result(
             path=path,
             agent=content["agent"],
             seed=content["seed"],
+            evaluation_seed=content.get("evaluation_seed", content["seed"]),
             protocol={**content["protocol"], "horizon": content["data"]["horizon"]},
             env_steps=content["env_steps"],
             scores={
                 split: {
-                    family: Score(score["success"], score["low"], score["high"])
+                    family: Score(
+                        score["success"], *(None, None) if copies else (score["low"], score["high"])
+                    )
                     for family, score in _of_mode(modes, mode, content["agent"], path).items()
                 }
                 for split, modes in content["scores"].items()
@@ -213,6 +220,11 @@ def read_result(path: Path, mode: str) -> Result:
                 split: _of_mode(modes, mode, content["agent"], path)["success"]
                 for split, modes in (content["official"] or {}).items()
             },
+            differs=tuple(
+                f"{what}: {words}"
+                for what, words in (content.get("differs_from_training") or {}).items()
+                if what in (mode, "train families")
+            ),
             checkpoint=content["checkpoint"],
             revision=git and git["revision"] + (" (modified)" if git["modified"] else ""),
             packages={"python": content["python"], **content["packages"]},
@@ -224,6 +236,15 @@ def read_result(path: Path, mode: str) -> Result:
         raise UserError(f"{path} is no results file of schema {SCHEMA}: it lacks {error}") from error
     except (AttributeError, TypeError) as error:  # a list where there should be a mapping, and the like
         raise UserError(f"{path} is no results file of schema {SCHEMA}: {error}") from error
+
+
+def _are_copies(content: Mapping[str, Any], mode: str) -> bool:
+    """Whether each family's episodes are one and its copies: files of before gave these an interval, too."""
+    if content["protocol"].get("goals_per_family") != 1:
+        return False
+    episodes = [modes.get(mode) for modes in (content.get("episodes") or {}).values()]
+    returns = [columns["return"] for families in episodes if families for columns in families.values()]
+    return bool(returns) and all(np.allclose(each, each[0], rtol=1e-6) for each in returns)
 
 
 def _of_mode(modes: Mapping[str, Any], mode: str, agent: str, path: Path) -> dict[str, Any]:

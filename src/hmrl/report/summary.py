@@ -12,9 +12,9 @@ from hmrl.report.runs import Result, Series
 from hmrl.report.statistics import (
     Array,
     Estimate,
-    Statistic,
     align,
     estimate,
+    estimate_iqm,
     interval,
     steps_to_reach,
     trailing_mean,
@@ -27,7 +27,7 @@ class Curve(NamedTuple):
 
     steps: Array  # [G]
     mean: Array  # [G], over seeds
-    low: Array | None  # [G], its interval over seeds; None for a single one
+    low: Array | None  # [G], its interval over seeds, or range of two; None for a single one
     high: Array | None  # [G]
 
 
@@ -47,9 +47,7 @@ def per_family(results: Sequence[Result], split: Split, families: Sequence[str])
     return np.array([[result.scores[split][family].success for family in families] for result in results])
 
 
-def success(
-    results: Sequence[Result], split: Split, family: str = "mean", statistic: Statistic = np.mean
-) -> Estimate | None:
+def success(results: Sequence[Result], split: Split, family: str = "mean") -> Estimate | None:
     """Success over seeds in one family, or in the unweighted mean over families.
 
     The interval is over seeds; of a single seed it is the file's, over goals. None without such results.
@@ -59,7 +57,15 @@ def success(
         return None
     values = per_family(results, split, families if family == "mean" else [family]).mean(1)
     score = results[0].scores[split][family]
-    return estimate(values, statistic, goals=(score.low, score.high))
+    return estimate(values, goals=(score.low, score.high))
+
+
+def success_iqm(results: Sequence[Result], split: Split) -> Estimate | None:
+    """Interquartile mean over seeds of the mean over families; None of a single seed or without results."""
+    families = common_families(results, split)
+    if not families or len(results) < 2:
+        return None
+    return estimate_iqm(per_family(results, split, families).mean(1))
 
 
 def official_success(results: Sequence[Result], split: Split) -> Estimate | None:

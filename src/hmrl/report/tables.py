@@ -10,12 +10,12 @@ import numpy as np
 from hmrl.report.methods import Method
 from hmrl.report.runs import SPLITS, Result
 from hmrl.report.statistics import (
+    BOOTSTRAP_SEEDS,
     LEVEL,
     RESAMPLES,
     Array,
     Estimate,
     difference,
-    iqm,
     probability_of_improvement,
 )
 from hmrl.report.summary import (
@@ -25,25 +25,34 @@ from hmrl.report.summary import (
     per_family,
     reached,
     success,
+    success_iqm,
 )
 
 NOTHING = "–"
-_FEW_SEEDS = 5  # fewer have few distinct resamples
-INTERVALS = (
-    f"Brackets: {100 * LEVEL:.0f} % intervals over seeds, by percentile bootstrap with {RESAMPLES:,} "
-    "resamples of whole seeds; a seed's value is its unweighted mean over families. † One seed: the interval "
-    "of its results file, over goals (under paper, over episodes on one goal), which says nothing about "
-    "other seeds."
+OVER_SEEDS = (
+    f"Brackets: {100 * LEVEL:.0f} % intervals of the mean over seeds (Student's t). ‡ Two seeds: the range "
+    "of two seeds, which is no interval. No brackets: one seed, or too few for an interval."
 )
-IQM = "IQM: mean over the middle half of seeds; with fewer than four seeds it equals the mean."
+INTERVALS = (
+    f"{OVER_SEEDS} † One seed: the interval of its results file, over goals (under paper, over episodes on "
+    "one goal), which says nothing about other seeds; none where all episodes of a family are equal. A "
+    "seed's value is its unweighted mean over families."
+)
+_BOOTSTRAP = (
+    f"percentile bootstrap with {RESAMPLES:,} resamples of whole seeds, which is too narrow for few of them: "
+    f"none below {BOOTSTRAP_SEEDS} seeds"
+)
+IQM = (
+    "IQM: mean over the middle half of seeds; with fewer than four seeds it equals the mean. Its interval: "
+    f"{_BOOTSTRAP}."
+)
 IMPROVEMENT = (
     "How likely a run of X does better than a run of Y on the same family: the mean over families of "
     "P(X > Y) + P(X = Y) / 2 over all pairs of seeds (Agarwal et al., Deep Reinforcement Learning at the "
-    "Edge of the Statistical Precipice, 2021). X - Y: difference of the means over families. "
-    f"Brackets: {100 * LEVEL:.0f} % intervals over seeds, by "
-    f"percentile bootstrap with {RESAMPLES:,} resamples, seeds of X and of Y drawn apart; none where a "
-    f"method has one seed. * Fewer than {_FEW_SEEDS} seeds of a method: few distinct resamples, so "
-    "the interval is a hint at best."
+    f"Edge of the Statistical Precipice, 2021). Its interval: {_BOOTSTRAP} of either method. X - Y: "
+    f"difference of the means over families, with a {100 * LEVEL:.0f} % t interval over seeds: of the seeds' "
+    "own differences where both methods have the same seeds and goals (paired; ‡ of two, the range of two "
+    "seeds), else Welch's; none of one seed, nor, unpaired, where a method has fewer than three."
 )
 STEPS = (
     "Cells: median over seeds (least to most; how many seeds got there). A seed that never got there counts "
@@ -59,12 +68,12 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def cell(found: Estimate | None) -> str:
-    """``0.47 [0.44, 0.51]``; with a dagger if the interval is over goals."""
+    """``0.47 [0.44, 0.51]``; with a dagger if that is over goals, with a double one if it is a range."""
     if found is None:
         return NOTHING
     if found.low is None or found.high is None:
         return f"{found.value:.2f}"
-    dagger = " †" if found.over == "goals" else ""
+    dagger = {"goals": " †", "range": " ‡"}.get(found.over, "")
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]{dagger}"
 
 
@@ -82,7 +91,7 @@ def success_table(methods: Sequence[Method], protocol: str) -> str:
         row.append(NOTHING if method.role else span(result.env_steps for result in results))
         for split in SPLITS:
             row.append(cell(success(results, split)))
-            row.append(cell(success(results, split, statistic=iqm)) if len(results) > 1 else NOTHING)
+            row.append(cell(success_iqm(results, split)))
             if official:
                 row.append(cell(official_success(results, split)))
         rows.append(row)
@@ -140,6 +149,15 @@ def reached_cell(steps: Array, lengths: Array) -> str:
     return f"{median} ({steps.min():,.0f} to {most}; {count})" if len(steps) > 1 else f"{median} ({count})"
 
 
+def paired(x: Method, y: Method, protocol: str) -> bool:
+    """Whether both methods have results of the same seeds, each tested on the same goals."""
+    keys = []
+    for method in (x, y):
+        results = [(run.seed, run.results[protocol]) for run in method.runs if protocol in run.results]
+        keys.append([(seed, found.evaluation_seed, found.protocol) for seed, found in results])
+    return keys[0] == keys[1]
+
+
 def improvement_table(methods: Sequence[Method], protocol: str, baseline: str | None = None) -> str:
     """P(X > Y) and the difference of X and Y for each pair of methods; empty with fewer than two.
 
@@ -152,14 +170,14 @@ def improvement_table(methods: Sequence[Method], protocol: str, baseline: str | 
     if baseline:
         pairs = [(x, y) for x in found for y in found if y[0].label == baseline != x[0].label]
     for (x, of_x), (y, of_y) in pairs:
-        row = [x.title, y.title, f"{len(of_x)} and {len(of_y)}"]
+        same = paired(x, y, protocol)
+        row = [x.title, y.title, f"{len(of_x)} and {len(of_y)}{', paired' if same else ''}"]
         for split in SPLITS:
             if families := common_families([*of_x, *of_y], split):
                 tables = per_family(of_x, split, families), per_family(of_y, split, families)
-                few = min(map(len, tables)) < _FEW_SEEDS
                 means = [table.mean(1) for table in tables]
-                for estimate in (probability_of_improvement(*tables), difference(*means)):
-                    row.append(cell(estimate) + (" *" if estimate.low is not None and few else ""))
+                row.append(cell(probability_of_improvement(*tables)))
+                row.append(cell(difference(*means, paired=same)))
             else:
                 row += [NOTHING, NOTHING]
         rows.append(row)
