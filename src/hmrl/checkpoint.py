@@ -12,7 +12,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
 from hmrl.provenance import git_revision
-from hmrl.types import UserError
+from hmrl.types import UserError, local_path
 
 # What the twin keeps: networks, normaliser and configuration. No optimizers, no replay.
 _EXPORTED = (
@@ -90,16 +90,21 @@ def _write(content: dict[str, Any], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def load(path: str | Path, *, lazily: bool = False) -> dict[str, Any]:
     """A checkpoint or export on the CPU; tensors and plain values only, so loading runs no code.
+
+    Args:
+        path: the file.
+        lazily: read tensors when they are used, while the file is as it is.
 
     Raises:
         UserError: if there is no such file, or it is no checkpoint of this package.
     """
-    if not Path(path).is_file():
+    path = local_path(path, "ckpt_path", folder=False)
+    if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}: ckpt_path must be a .ckpt file, last or best")
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it holds more than tensors and plain values, and reading it could run code; "
@@ -115,3 +120,8 @@ def load(path: str | Path) -> dict[str, Any]:
 def env_steps_of(content: dict[str, Any] | None) -> int:
     """The environment steps that a loaded checkpoint was taken at; 0 for none."""
     return int(content["state_dict"]["env_steps"]) if content else 0
+
+
+def env_steps_at(path: str | Path) -> int:
+    """The same of a file, of which no more is read than that."""
+    return env_steps_of(load(path, lazily=True))

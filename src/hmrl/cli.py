@@ -14,6 +14,7 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import pytorch_lightning as pl
+from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -35,7 +36,7 @@ from hmrl.datamodule import MetaWorldDataModule
 from hmrl.launched import hold_signals, is_first_process
 from hmrl.mistakes import one_sentence
 from hmrl.module import HierarchicalMetaRL
-from hmrl.parser import Parser
+from hmrl.parser import INVOCATION, Parser
 from hmrl.prechecks import (
     check_best,
     check_data,
@@ -48,21 +49,31 @@ from hmrl.processes import accelerator_for, end_with_the_first, launches, strate
 from hmrl.run_dir import (
     checkpoint_dir,
     claim,
-    continues,
     find_checkpoint,
     may_begin,
     newest_checkpoint,
     was_requeued,
 )
 from hmrl.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, fixed_options, loggers
-from hmrl.types import UserError
+from hmrl.types import UserError, local_path
 from hmrl.wandb_logger import WandbConfig
 
 _FROM_DATA = ("families", "observation_dim", "action_dim", "ego_indices")
 
 
+def configuration(config: Namespace) -> Namespace:
+    """``config`` without what belongs to one invocation: another run may have all that is left."""
+    config = config.clone()
+    for key in (*INVOCATION, "evaluation.overwrite"):
+        config.pop(key)
+    return config
+
+
 class SaveRunConfig(SaveConfigCallback):
     """Writes the complete configuration beside the logs, when training and not when testing."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        super().__init__(parser, configuration(config), **kwargs)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Save on fit only: a test must not replace the configuration that trained."""
@@ -116,23 +127,21 @@ class HmrlCLI(LightningCLI):
         """For fit, the command line's model counts (and ``last`` means this run's); else the checkpoint's."""
         config = self.config[self.config["subcommand"]]
         path = config.get("ckpt_path")
+        if path not in (None, "last", "best"):
+            path = config["ckpt_path"] = str(local_path(path, "ckpt_path", folder=False))
         if self.config["subcommand"] == "fit":
             run_dir = config["run_dir"]
-            newest = newest_checkpoint(run_dir)
             requeued = SLURMEnvironment.detect() and was_requeued(run_dir)
-            afresh = path == "last" and may_begin(run_dir)
-            self._may_hold_run = config["overwrite"] or afresh or requeued
+            self._overwrite = config["overwrite"] or (path == "last" and may_begin(run_dir))
             if path == "last" or (path is None and requeued):
+                newest = newest_checkpoint(run_dir)
                 path = config["ckpt_path"] = str(newest) if newest else None
                 if is_first_process():
                     nothing = f"no checkpoint in {checkpoint_dir(run_dir)}: starting afresh"
                     print(f"continuing from {path}" if path else nothing)
             elif path == "best":
                 path = config["ckpt_path"] = str(find_checkpoint(run_dir, path))
-            self._continues = continues(run_dir, path)
-            self._may_hold_run |= self._continues
             self._saved = checkpoint.load(path) if path else None
-            self._resumed_at = checkpoint.env_steps_of(self._saved) if self._continues else 0
             return
         self._saved = None
         if path is None:
@@ -153,8 +162,8 @@ class HmrlCLI(LightningCLI):
         fitting = self.subcommand == "fit"
         wandb, run_dir = self._get(self.config_init, "wandb"), self._get(self.config, "run_dir")
         if config["logger"] is None:
-            settings = self.config[self.subcommand].as_dict()
-            config["logger"] = loggers(run_dir, self._resumed_at, wandb, settings) if fitting else False
+            settings = configuration(self.config[self.subcommand]).as_dict()
+            config["logger"] = loggers(run_dir, wandb, settings) if fitting else False
         elif wandb:
             raise UserError("wandb is set and trainer.logger, too: loggers of your own replace it, use one")
         config["accelerator"] = accelerator_for(config["accelerator"])
@@ -164,8 +173,7 @@ class HmrlCLI(LightningCLI):
         config["plugins"] = [*(config["plugins"] or []), *fixed_options()["plugins"]]
         if fitting:
             config["default_root_dir"] = config["default_root_dir"] or run_dir
-            directory = RunDirectory(run_dir, self._may_hold_run, self._continues)
-            callbacks = [directory, GracefulStop(), *callbacks]
+            callbacks = [RunDirectory(run_dir, self._overwrite), GracefulStop(), *callbacks]
         try:
             trainer = super()._instantiate_trainer(config, callbacks)
         except (TypeError, ValueError) as error:  # Lightning's words about options of its own
@@ -176,9 +184,6 @@ class HmrlCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse what does not fit together, before anything is written or any process launched."""
         data, model, world_size = self.datamodule, self.model, self.trainer.world_size
-        for key in ("run_dir", "ckpt_path"):
-            if self._get(self.config, key) == "":
-                raise UserError(f"{key} is '', but it must be a path")
         check_trainer(self.trainer)
         data.check("fit", world_size)
         if data.schedule:
@@ -210,7 +215,8 @@ class HmrlCLI(LightningCLI):
                 f"{', '.join(n for n in names if n.endswith('/mean'))}, or a family's"
             )
         if is_first_process():
-            claim(self._get(self.config, "run_dir"), may_hold_run=self._may_hold_run)
+            run_dir, path = (self._get(self.config, key) for key in ("run_dir", "ckpt_path"))
+            claim(run_dir, path, overwrite=self._overwrite)
         if launches(self.trainer):
             hold_signals(True)  # the processes to be launched inherit this; GracefulStop lets go
 

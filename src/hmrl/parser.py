@@ -14,8 +14,9 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from hmrl.mistakes import mistake_behind
 from hmrl.shipped import config_file
-from hmrl.types import Acting, UserError
+from hmrl.types import Acting, UserError, local_path
 
+INVOCATION = ("ckpt_path", "overwrite")  # of one command, and no configuration
 _LAST_SEED = 2**32 - 1  # NumPy's
 _MAPPING = "a mapping of keys to values"
 # What jsonargparse expects, by its last word for it.
@@ -61,9 +62,11 @@ class Parser(LightningArgumentParser):
         return config
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
-        """One seed for everything must be a number, where Lightning would take ``true``, too."""
+        """A seed must be a number, where Lightning would take ``true``, too; a directory must be possible."""
         if "--seed_everything" in args:
             kwargs |= {"type": _Seed(), "help": "One seed for networks, goals, acting and learning."}
+        if "--run_dir" in args:
+            kwargs |= {"type": _Directory()}
         return super().add_argument(*args, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
@@ -74,6 +77,12 @@ class Parser(LightningArgumentParser):
             raise UserError(f"--config {path}: {error}") from error
         except UnicodeDecodeError as error:
             raise UserError(f"--config {path} is no text, but it must be YAML: {error}") from error
+        for key in INVOCATION:
+            if config.get(key):
+                raise UserError(
+                    f"--config {path}: {key} is {config[key]}, but it belongs to one command and not into a "
+                    f"configuration: delete it there, and give --{key} where it is meant"
+                )
         for section in self.groups or ():  # these have no type of their own
             if not isinstance(value := config.get(section, {}), dict | Namespace | str):
                 raise UserError(f"--config {path}: {section} is {_plain(value)}, but it must be {_MAPPING}")
@@ -82,6 +91,8 @@ class Parser(LightningArgumentParser):
     def validate(self, namespace: Namespace, skip_unset: bool = True, *args: Any, **kwargs: Any) -> None:
         """No key may be ``null`` that was not made for it, either."""
         super().validate(namespace, False, *args, **kwargs)
+        if namespace.get("run_dir", "") is None:  # jsonargparse asks no type of ours about it
+            raise UserError("run_dir is null, but it must be a path")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """What a configuration class has said, or else jsonargparse's words made plain."""
@@ -99,6 +110,14 @@ class _Seed:
 
     def __repr__(self) -> str:  # in the help, too
         return f"a whole number from 0 to {_LAST_SEED}"
+
+
+class _Directory:
+    def __call__(self, value: Any) -> str:
+        return str(local_path(value, "run_dir"))
+
+    def __repr__(self) -> str:
+        return "a path"
 
 
 def _sentence(message: str, known: Iterable[str]) -> str:

@@ -3,7 +3,8 @@
 Schema 1, JSON, one file a run and protocol:
 
 - ``schema``: 1. ``agent``: "policy", "expert" or "random". ``seed``: of training; ``evaluation_seed``: of the
-  evaluation's goals and actions. ``checkpoint``: path or null.
+  evaluation's goals and actions. ``checkpoint``: path or null; ``weights``:
+  its SHA-256 (:func:`digest`), by which it is known wherever it is, null if nothing learnt has acted.
 - ``env_steps``: of training, simulator steps over all environments.
 - ``protocol``: ``name`` and what it was run with: ``backend``, ``goals_per_family`` (different goals),
   ``episodes_per_family`` (scored, a mode), ``training_goals`` (true), if train families are tested on goals
@@ -30,11 +31,14 @@ Schema 1, JSON, one file a run and protocol:
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from hmrl.envs.benchmarks import same_goals
 from hmrl.envs.perturb import Perturbation
@@ -46,6 +50,14 @@ SCHEMA = 1
 def results_path(results_dir: str | Path, protocol: str) -> Path:
     """Where the results of a protocol go."""
     return Path(results_dir) / f"test-{protocol}.json"
+
+
+def digest(module: nn.Module) -> str:
+    """Of parameters and buffers, bit by bit: the same for a checkpoint and its weights-only export."""
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        found.update(name.encode() + value.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def check_replaceable(

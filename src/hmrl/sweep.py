@@ -13,17 +13,16 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
 
-import yaml
-
 from hmrl.cores import keep_to, share_of_cores
 from hmrl.report.command import main as report
 from hmrl.run_dir import checkpoint_dir, newest_checkpoint
-from hmrl.shipped import config_file
-from hmrl.types import UserError
+from hmrl.shipped import config_file, read_yaml
+from hmrl.types import UserError, local_path
 
 _KEYS = {"base", "seeds", "fit", "test", "runs"}
 
@@ -55,7 +54,7 @@ class Run:
         weights = weights_path(Path(checkpoint_dir(self.folder)) / "last.ckpt")
         if not weights.is_file():
             return False
-        budget: int = yaml.safe_load((self.folder / "config.yaml").read_text())["budget"]["env_steps"]
+        budget: int = read_yaml(self.folder / "config.yaml")["budget"]["env_steps"]
         return env_steps_of(load(weights)) >= budget
 
 
@@ -137,10 +136,7 @@ def read(path: Path) -> Sweep:
     """
     if not path.is_file():
         raise UserError(f"there is no sweep file at {path}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if (
         not isinstance(content, dict)
         or content.keys() - _KEYS
@@ -241,8 +237,10 @@ def main(args: Sequence[str]) -> None:
         UserError: for a sweep file that cannot be run, and if runs failed.
     """
     parser = argparse.ArgumentParser(prog="hmrl sweep", description=__doc__, allow_abbrev=False)
-    parser.add_argument("file", type=Path, help="such as configs/sweeps/ablations.yaml")
-    parser.add_argument("--out", type=Path, required=True, help="folder for METHOD-seedN and report/")
+    file = partial(local_path, name="FILE", folder=False)
+    parser.add_argument("file", type=file, help="such as configs/sweeps/ablations.yaml")
+    folder = partial(local_path, name="--out")
+    parser.add_argument("--out", type=folder, required=True, help="folder for METHOD-seedN and report/")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="only these (default: all)")
     parser.add_argument(

@@ -18,10 +18,11 @@ from hmrl.callbacks import (
     RunDirectory,
     SuccessRate,
 )
-from hmrl.checkpoint import AtomicCheckpointIO, env_steps_of, load
+from hmrl.checkpoint import AtomicCheckpointIO
 from hmrl.csv_logger import ContinuedCSVLogger
 from hmrl.processes import accelerator_for, end_with_the_first, strategy_for
-from hmrl.run_dir import checkpoint_dir, continues
+from hmrl.run_dir import checkpoint_dir
+from hmrl.types import local_path
 from hmrl.wandb_logger import EnvStepsWandbLogger, WandbConfig
 
 # One epoch is one iteration and the budget ends the run; the sanity check would step environments.
@@ -43,23 +44,30 @@ BEST_DEFAULTS: dict[str, Any] = {
 }
 
 
+class ContinuedTensorBoardLogger(TensorBoardLogger):
+    """Lightning's TensorBoard logger, except that it shows nothing twice where a run goes on."""
+
+    def resume(self, env_steps: int) -> None:
+        """Hide what lies beyond so many environment steps: the continued run writes it again."""
+        self.experiment.close()  # the next file begins with the mark
+        self.experiment.purge_step = env_steps + 1
+
+
 def loggers(
-    run_dir: str,
-    resumed_at: int,
-    wandb: WandbConfig | None = None,
-    settings: Mapping[str, Any] | None = None,
+    run_dir: str, wandb: WandbConfig | None = None, settings: Mapping[str, Any] | None = None
 ) -> list[Logger]:
-    """TensorBoard and ``metrics.csv`` in ``run_dir``; what lies beyond ``resumed_at`` steps is dropped.
+    """TensorBoard and ``metrics.csv`` in ``run_dir``, which go on where :class:`RunDirectory` tells them to.
 
     Args:
-        resumed_at: environment steps that the run in ``run_dir`` continues from; 0 for a new one.
-        wandb: log to Weights & Biases, too, with the run's ``settings``.
+        run_dir: of the run.
+        wandb: log to Weights & Biases, too.
+        settings: of the run, to be told there.
     """
     local: list[Logger] = [
         ContinuedCSVLogger(run_dir),
-        TensorBoardLogger(run_dir, name="", version="", sub_dir="tensorboard", purge_step=resumed_at + 1),
+        ContinuedTensorBoardLogger(run_dir, name="", version="", sub_dir="tensorboard"),
     ]
-    return local + ([EnvStepsWandbLogger(run_dir, wandb, resumed_at > 0, settings or {})] if wandb else [])
+    return local + ([EnvStepsWandbLogger(run_dir, wandb, settings or {})] if wandb else [])
 
 
 def fixed_options() -> dict[str, Any]:
@@ -74,7 +82,6 @@ def make_trainer(
     env_steps: int,
     callbacks: list[Callback] | None = None,
     *,
-    ckpt_path: str | None = None,
     overwrite: bool = False,
     wandb: WandbConfig | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -82,19 +89,25 @@ def make_trainer(
 ) -> pl.Trainer:
     """The trainer behind ``hmrl fit``, for use from Python.
 
+    A fit whose ``ckpt_path`` is one of the run's checkpoints continues it, logs included. Any other fit is
+    refused where there is a run, or results, already.
+
     Args:
         run_dir: logs, checkpoints and results go there.
         env_steps: budget.
         callbacks: more of them.
-        ckpt_path: what ``fit`` is going to continue from, if anything: so are the logs.
-        overwrite: whether a run, or results, in ``run_dir`` may be lost.
+        overwrite: whether the first fit or test may lose a run, or results, in ``run_dir``.
         wandb: log to Weights & Biases, too.
         settings: plain values that describe the run there, as ``dict(model.hparams)``.
         kwargs: of ``pytorch_lightning.Trainer``; ``check_val_every_n_epoch`` counts iterations.
+
+    Raises:
+        UserError: if ``run_dir`` can be no directory, and for options that training has no use for.
     """
-    folder, continued = checkpoint_dir(run_dir), continues(run_dir, ckpt_path)
+    run_dir = str(local_path(run_dir, "run_dir").absolute())  # wherever the process goes
+    folder = checkpoint_dir(run_dir)
     ours: list[Callback] = [
-        RunDirectory(run_dir, overwrite or continued, continued),
+        RunDirectory(run_dir, overwrite),
         GracefulStop(),
         EnvStepBudget(env_steps),
         SuccessRate(run_dir, overwrite),
@@ -104,8 +117,7 @@ def make_trainer(
     ]
     options = {**TRAINER_DEFAULTS, "default_root_dir": run_dir, **fixed_options(), **kwargs}
     if "logger" not in options:
-        resumed_at = env_steps_of(load(ckpt_path) if ckpt_path and continued else None)
-        options["logger"] = loggers(run_dir, resumed_at, wandb, settings)
+        options["logger"] = loggers(run_dir, wandb, settings)
     options["accelerator"] = accelerator_for(options.get("accelerator", "auto"))
     options["strategy"] = strategy_for(
         options.get("strategy", "auto"),

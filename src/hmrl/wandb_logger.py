@@ -51,21 +51,19 @@ class EnvStepsWandbLogger(WandbLogger):
     Args:
         run_dir: of the run.
         config: where it appears.
-        resumed: whether it goes on.
         settings: the run's whole configuration, as plain values.
 
     Raises:
         UserError: if the package is missing.
     """
 
-    def __init__(self, run_dir: str, config: WandbConfig, resumed: bool, settings: Mapping[str, Any]) -> None:
-        self._id_file, self._is_kept = wandb_id_file(run_dir), False
-        known = resumed and self._id_file.is_file()
+    def __init__(self, run_dir: str, config: WandbConfig, settings: Mapping[str, Any]) -> None:
+        self._id_file, self._is_kept, self._begun = wandb_id_file(run_dir), False, False
         try:
             super().__init__(
                 name=config.name or Path(run_dir).resolve().name,
                 save_dir=run_dir,
-                version=self._id_file.read_text().strip() if known else secrets.token_hex(4),
+                version=secrets.token_hex(4),
                 project=config.project,
                 entity=config.entity,
                 config=dict(settings),
@@ -84,8 +82,11 @@ class EnvStepsWandbLogger(WandbLogger):
         """The run, begun or continued at first use.
 
         Raises:
+            AttributeError: before training starts; Lightning, which asks sooner, then takes it for absent.
             UserError: if Weights & Biases refuses it.
         """
+        if not self._begun:
+            raise AttributeError("a run begins on Weights & Biases when its training does")
         if self._experiment is None:
             import wandb
 
@@ -101,6 +102,12 @@ class EnvStepsWandbLogger(WandbLogger):
             run.define_metric("*", step_metric=_X_AXIS)
             self._experiment = run
         return self._experiment
+
+    def resume(self, env_steps: int) -> None:
+        """Training starts, at so many environment steps; from 0 on as another run than any before."""
+        self._begun = True
+        if env_steps and self._id_file.is_file():
+            self._id = self._wandb_init["id"] = self._id_file.read_text().strip()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -92,7 +92,6 @@ def fit(
         str(folder),
         env_steps,
         [recorder, *callbacks],
-        ckpt_path=ckpt_path,
         **{"accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": 1, **options},
     )
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)

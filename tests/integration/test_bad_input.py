@@ -273,6 +273,10 @@ OPTIONS = [
     ("--best_checkpoint.monitor success/train/men", "best_checkpoint.monitor", "men", "success/train/mean"),
     ("--overwrite maybe", "overwrite", "maybe", "true or false"),
     ("--run_dir ''", "run_dir", "''", "a path"),
+    ("--run_dir s3://bucket/run", "run_dir", "s3://bucket/run", "a path on this machine"),
+    ("--run_dir file:///tmp/run", "run_dir", "file:///tmp/run", "a path on this machine"),
+    ("--ckpt_path s3://bucket/last.ckpt", "ckpt_path", "s3://bucket/last.ckpt", "a path on this machine"),
+    ("--model.task_encoder '{hidden: 8, hidden: 4}'", "hidden", "again", "keep one"),
     ("--ckpt_path ''", "ckpt_path", "''", "a path"),
     ("--ckpt_path nowhere.ckpt", "checkpoint", "nowhere.ckpt", "there is no"),
     # Lightning's trainer
@@ -341,6 +345,11 @@ OVERLAYS = [
     ("model: {ppo: {gamma: null}}", "model.ppo.gamma", "null", "a number"),
     ("model: {task_encoder: {lr: null}}", "model.task_encoder.lr", "null", "a number"),
     ("data: {horizon: null}", "data.horizon", "null", "a whole number"),
+    ("run_dir: null", "run_dir", "null", "a path"),
+    ("model: {macro_interval: 2}\n\nmodel: {acting: {}}", "line 3", "model", "after line 1"),
+    ("data:\n  test:\n    goals: 4\n    goals: 5", "overlay.yaml", "line 4", "goals"),
+    ("ckpt_path: last", "ckpt_path", "last", "belongs to one command"),
+    ("overwrite: true", "overwrite", "True", "belongs to one command"),
     ("seed_everything: null", "seed_everything", "null", "a whole number from 0"),
     ("model: null", "model", "null", "a mapping of keys to values"),
     ("model: {ppo: [1, 2]}", "model.ppo", "[1, 2]", "a mapping of keys to values"),
@@ -364,6 +373,7 @@ COMMANDS = [
     ("predict", "subcommand", "'predict'", "'fit', 'validate', 'test'"),
     (f"test {ML10}", "--ckpt_path", "hmrl test", "a checkpoint or a weights-only export"),
     (f"validate {ML10}", "--ckpt_path", "hmrl validate", "a checkpoint or a weights-only export"),
+    (f"test {ML10} --run_dir s3://bucket/run", "run_dir", "s3://bucket/run", "a path on this machine"),
     (f"test {ML10} --ckpt_path nowhere.ckpt", "checkpoint", "nowhere.ckpt", "there is no"),
 ]
 

@@ -332,7 +332,7 @@ def test_another_horizon_does_not_fit_the_replay(
 HOLD = """
 import sys, time
 from hmrl.run_dir import claim
-claim(sys.argv[1], may_hold_run=True)
+claim(sys.argv[1])
 print("held", flush=True)
 time.sleep(100)
 """

@@ -50,7 +50,7 @@ def test_the_same_evaluation_may_be_repeated(run: Any) -> None:
     [
         (["--data.test.perturbation.noise_std", "0.5"], "last", "protocol"),
         (["--config", str(CONFIGS / "experiments/permuted.yaml")], "last", "modes"),
-        (["--data.test.agent", "random"], "none", "agent and checkpoint"),
+        (["--data.test.agent", "random"], "none", "agent and weights"),
         (["--seed_everything", "7"], "last", "evaluation_seed"),
     ],
 )

@@ -265,6 +265,21 @@ def test_more_mistakes(sweep_file: Path, tmp_path: Path) -> None:
         main([str(sweep_file), "--out", str(tmp_path), "--jobs", "0"])
 
 
+def test_a_method_that_is_there_twice_is_refused(sweep_file: Path, tmp_path: Path) -> None:
+    """The first would not be run, and nobody would know."""
+    sweep_file.write_text("base: []\nseeds: [1]\nruns:\n  full: []\n  flat: []\n  full: []\n")
+    with pytest.raises(UserError, match=rf"{sweep_file}: line 6 has the key full again, after line 4"):
+        main([str(sweep_file), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/out", "sweep.yaml"])
+def test_what_can_be_no_directory_is_refused(out: str, sweep_file: Path, commands: Commands) -> None:
+    out = out if "://" in out else str(sweep_file)
+    with pytest.raises(UserError, match=f"^--out is {out}, but"):
+        main([str(sweep_file), "--out", out])
+    assert not commands.asked
+
+
 @pytest.mark.parametrize("path", sorted(Path("configs/sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_sweeps_that_come_along_can_be_read(path: Path, tmp_path: Path) -> None:
     runs = read(path).expand(tmp_path)

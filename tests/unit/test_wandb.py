@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 from lightning_fabric.utilities.rank_zero import rank_zero_only
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from hmrl.csv_logger import ContinuedCSVLogger
-from hmrl.trainer import loggers
+from hmrl.trainer import ContinuedTensorBoardLogger, loggers
 from hmrl.types import UserError
 from hmrl.wandb_logger import EnvStepsWandbLogger, WandbConfig
 from integration.runs import fit_iterations
@@ -66,7 +65,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
 
 
 def logger(run_dir: Path, *, resumed: bool = False, **changes: Any) -> EnvStepsWandbLogger:
-    return EnvStepsWandbLogger(str(run_dir), WandbConfig(**changes), resumed, {"model": {"k": 2}})
+    """As training starts."""
+    made = EnvStepsWandbLogger(str(run_dir), WandbConfig(**changes), {"model": {"k": 2}})
+    made.resume(1 if resumed else 0)
+    return made
 
 
 def test_a_missing_package_is_said_before_anything_is_written(
@@ -74,7 +76,7 @@ def test_a_missing_package_is_said_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", False)
     with pytest.raises(UserError, match=r"needs the package wandb: pip install wandb, or set wandb to null"):
-        loggers(str(tmp_path / "run"), 0, WandbConfig())
+        loggers(str(tmp_path / "run"), WandbConfig())
     assert not any(tmp_path.iterdir())
 
 
@@ -84,9 +86,9 @@ def test_an_empty_project_is_refused() -> None:
 
 
 def test_it_logs_beside_the_other_two_and_only_if_asked(runs: list[FakeRun], tmp_path: Path) -> None:
-    usual = [ContinuedCSVLogger, TensorBoardLogger]
-    assert [type(x) for x in loggers(str(tmp_path), 0)] == usual
-    assert [type(x) for x in loggers(str(tmp_path), 0, WandbConfig(), {})] == [*usual, EnvStepsWandbLogger]
+    usual = [ContinuedCSVLogger, ContinuedTensorBoardLogger]
+    assert [type(x) for x in loggers(str(tmp_path))] == usual
+    assert [type(x) for x in loggers(str(tmp_path), WandbConfig(), {})] == [*usual, EnvStepsWandbLogger]
     assert runs == []
     assert not any(tmp_path.iterdir())
 
@@ -147,6 +149,14 @@ def test_a_run_that_never_logged_leaves_the_one_before_it_alone(runs: list[FakeR
     assert logger(tmp_path).experiment  # begun, and then refused because of the run that is there
     logger(tmp_path, resumed=True).log_metrics({}, 2)
     assert [run.id == runs[0].id for run in runs] == [True, False, True]
+
+
+def test_a_run_that_does_not_train_is_none(runs: list[FakeRun], tmp_path: Path) -> None:
+    """Lightning asks for it before training may be refused."""
+    made = EnvStepsWandbLogger(str(tmp_path), WandbConfig(), {})
+    assert not hasattr(made, "experiment")
+    made.finalize("failed")
+    assert runs == []
 
 
 def test_other_ranks_begin_and_write_nothing(

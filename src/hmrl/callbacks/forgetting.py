@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import torch
 
 from hmrl.callbacks.success_rate import SuccessRate
 from hmrl.curriculum import Schedule, backward_transfer, forgetting
+from hmrl.types import local_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ class Forgetting(pl.Callback):
     """
 
     def __init__(self, results_dir: str | None = None) -> None:
-        self.results_dir = results_dir
+        self.results_dir = None if results_dir is None else local_path(results_dir, "results_dir")
         self.rows: list[dict[str, Any]] = []  # after each block; plain values, for the checkpoint
         self._ended = 0  # blocks, when the iteration began
         self._usual: int | None = None  # iterations between evaluations
@@ -87,7 +87,7 @@ class Forgetting(pl.Callback):
         """Write the files, on the first rank."""
         if not (self.rows and self.results_dir and trainer.is_global_zero):
             return
-        path = Path(self.results_dir) / "forgetting.json"
+        path = self.results_dir / "forgetting.json"
         so_far = [self.rows[: n + 1] for n in range(len(self.rows))]
         blocks = [{**rows[-1], **_changes(rows)} for rows in so_far]
         content = {"schema": _SCHEMA, "seed": pl_module.seed, "blocks": blocks}

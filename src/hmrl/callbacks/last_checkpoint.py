@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from hmrl.types import UserError
+from hmrl.types import UserError, local_path
 
 
 @contextmanager
@@ -41,7 +40,7 @@ class LastCheckpoint(Checkpoint):
             raise UserError(
                 f"last_checkpoint.every_n_iterations is {every_n_iterations}, but it must be at least 1"
             )
-        self.path = Path(dirpath) / "last.ckpt"
+        self.path = local_path(dirpath, "dirpath") / "last.ckpt"
         self.every_n_iterations = every_n_iterations
         self._saved = 0  # the iteration that the file holds, or that training began with
 

@@ -19,7 +19,7 @@ from hmrl import figures
 from hmrl.callbacks.success_rate import PRIMARY_MODE
 from hmrl.distributed import gather, share_of
 from hmrl.latents import Episodes, Findings, analyse, scalars
-from hmrl.types import Rollout, UserError
+from hmrl.types import Rollout, UserError, local_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,8 @@ class Latents(pl.Callback):
     def __init__(self, dir: str | None, every_n_evaluations: int = 1) -> None:
         if every_n_evaluations < 1:
             raise UserError(f"latents.every_n_evaluations is {every_n_evaluations}: use 1 or more")
-        self.dir, self.every_n_evaluations = dir, every_n_evaluations
+        self.dir = None if dir is None else local_path(dir, "dir")
+        self.every_n_evaluations = every_n_evaluations
         self.findings: dict[str, Findings] = {}  # of the last evaluation, by split
         self._evaluations = 0  # of this training run, so far
         self._due = False
@@ -105,7 +106,7 @@ class Latents(pl.Callback):
         """Collective. Analyse, log and write the files."""
         self._analyse(trainer, pl_module)
         if self.findings and self.dir and trainer.is_global_zero:
-            write(Path(self.dir) / "latents", self.findings, int(pl_module.env_steps))
+            write(self.dir / "latents", self.findings, int(pl_module.env_steps))
 
     def _analyse(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not self._due:

@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
 
-from hmrl.csv_logger import ContinuedCSVLogger
 from hmrl.distributed import together
-from hmrl.run_dir import claim, clear
+from hmrl.run_dir import claim, clear, continues, rewind
 
 
 class RunDirectory(pl.Callback):
-    """Claims the directory before training, and lets its log continue where training does.
+    """Claims the directory before training, and lets its logs continue where training does.
+
+    A fit continues the run there if it is given one of the run's checkpoints, wherever it was written.
 
     Args:
         run_dir: the directory.
-        may_hold_run: whether there may be a run already, which is continued or written over.
-        continues: whether it is continued.
+        overwrite: whether the first fit may lose a run, or results, that are there; another one may not.
     """
 
-    def __init__(self, run_dir: str, may_hold_run: bool = False, continues: bool = False) -> None:
-        self.run_dir, self.may_hold_run, self.continues = run_dir, may_hold_run, continues
+    def __init__(self, run_dir: str, overwrite: bool = False) -> None:
+        self.run_dir, self.overwrite = run_dir, overwrite
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """The best score so far is the run's, whatever its directory was called; another run has its own."""
+        states, continued = checkpoint["callbacks"], continues(self.run_dir, trainer.ckpt_path)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint):
+                state = states.pop(callback.state_key, None)
+                if state and continued:
+                    states[callback.state_key] = _moved(state, callback)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Collective. Claim the directory, which only the first rank writes to."""
-        if stage != "fit":
-            return
         with together():
             if trainer.is_global_zero:
-                claim(self.run_dir, may_hold_run=self.may_hold_run)
-                self.may_hold_run = True  # it is this process's own from now on
+                claim(self.run_dir, trainer.ckpt_path, overwrite=self.overwrite)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Drop what was logged beyond the checkpoint; of a run that is written over, everything."""
-        if trainer.is_global_zero and not self.continues:
+        if not trainer.is_global_zero:
+            return
+        continued, env_steps = continues(self.run_dir, trainer.ckpt_path), int(pl_module.env_steps)
+        if self.overwrite and continued:
+            rewind(self.run_dir, env_steps)
+        elif self.overwrite:
             clear(self.run_dir)
+        self.overwrite = False
         for logger in trainer.loggers:
-            if isinstance(logger, ContinuedCSVLogger) and trainer.is_global_zero:
-                logger.resume(int(pl_module.env_steps) if self.continues else 0)
+            if hasattr(logger, "resume"):  # ours
+                logger.resume(env_steps if continued else 0)
+
+
+def _moved(state: dict[str, Any], callback: ModelCheckpoint) -> dict[str, Any]:
+    """What ``callback`` has saved, with its files where they are now."""
+
+    def here(path: str) -> str:
+        return str(Path(str(callback.dirpath)) / Path(path).name) if path else path
+
+    paths = {key: here(value) for key, value in state.items() if key.endswith("_path")}
+    best = {here(path): score for path, score in state["best_k_models"].items()}
+    return {**state, **paths, "best_k_models": best, "dirpath": callback.dirpath}

@@ -23,11 +23,12 @@ from hmrl.results import (
     SCHEMA,
     check_replaceable,
     describe_protocol,
+    digest,
     episode_columns,
     plain,
     results_path,
 )
-from hmrl.types import Acting, Outcomes, Rollout
+from hmrl.types import Acting, Outcomes, Rollout, local_path
 
 PRIMARY_MODE = "sampled"  # its metrics carry no suffix
 Scores = dict[str, dict[str, dict[str, Score]]]  # split -> mode -> family -> score
@@ -50,16 +51,22 @@ class SuccessRate(pl.Callback):
 
     Args:
         results_dir: its folder; None writes nothing.
-        overwrite: whether a results file of another checkpoint, or of another way to evaluate, may be lost.
+        overwrite: whether the first test, or fit, may lose results of another checkpoint, or of another way
+            to evaluate; a later one may not.
     """
 
     def __init__(self, results_dir: str | None = None, overwrite: bool = False) -> None:
-        self.results_dir, self.overwrite = results_dir, overwrite
+        self.results_dir = None if results_dir is None else local_path(results_dir, "results_dir")
+        self.overwrite = overwrite
         self._metrics: dict[tuple[str, str], FamilyOutcomes] = {}
         self._episodes: list[Outcomes] = []
         self._started = 0.0
         self.scores: Scores = {}  # of the last evaluation
         self.official: dict[str, dict[str, Any]] = {}  # split -> mode -> Meta-World's own numbers
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """What was asked to be written over has been."""
+        self.overwrite = False
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Forget the last evaluation."""
@@ -73,7 +80,7 @@ class SuccessRate(pl.Callback):
             if self.results_dir and not self.overwrite and trainer.is_global_zero:
                 hparams = trainer.datamodule.hparams  # type: ignore[attr-defined]
                 settings = {key: hparams[key] for key in ("modes", "horizon")}
-                check_replaceable(self.results_dir, self._described(trainer), settings)
+                check_replaceable(self.results_dir, self._described(trainer, pl_module), settings)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -116,6 +123,7 @@ class SuccessRate(pl.Callback):
             temporary = path.with_name(f".{path.name}.tmp")  # whoever finds results finds them whole
             temporary.write_text(json.dumps(results) + "\n")
             temporary.replace(path)
+            self.overwrite = False
             self._print(trainer, f"results: {path}")
 
     def _report(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -163,12 +171,12 @@ class SuccessRate(pl.Callback):
             print(text)
 
     @staticmethod
-    def _described(trainer: pl.Trainer) -> dict[str, Any]:
+    def _described(trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         return {
             "agent": data.test.agent,
             "protocol": describe_protocol(data, data.module.training_seed),
-            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+            "weights": digest(pl_module) if data.test.agent == "policy" else None,
             "evaluation_seed": data.seed,
         }
 
@@ -189,7 +197,8 @@ class SuccessRate(pl.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         return {
             "schema": SCHEMA,
-            **self._described(trainer),
+            **self._described(trainer, pl_module),
+            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
             "env_steps": int(pl_module.env_steps),
             "seed": pl_module.training_seed if pl_module.training_seed is not None else pl_module.seed,
             **provenance(),

@@ -14,7 +14,7 @@ from hmrl.envs.benchmarks import Goals
 from hmrl.envs.metaworld import MetaWorldEnvs
 from hmrl.envs.shown import as_seen
 from hmrl.rollout import collect, seeded
-from hmrl.types import Rollout, Split, UserError
+from hmrl.types import Rollout, Split, UserError, local_path
 from hmrl.video import Camera, FilmedEnvs, film, require_film_tools, write
 
 _STREAM = 4  # of random numbers; training, learning, validation and test have those before
@@ -39,7 +39,7 @@ class Video(pl.Callback):
     ) -> None:
         if every < 1:
             raise UserError(f"video.every is {every}, but it must be at least 1")
-        self.folder = Path(results_dir) / "videos"
+        self.folder = local_path(results_dir, "results_dir") / "videos"
         self.record, self.families, self.every = record, families, every
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:

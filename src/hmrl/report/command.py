@@ -6,14 +6,14 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 from hmrl.report import figures
 from hmrl.report.document import PRIMARY_MODE, Document
 from hmrl.report.methods import group, of_protocol
 from hmrl.report.provenance import disagreements
 from hmrl.report.runs import read_run
-from hmrl.types import UserError
+from hmrl.types import UserError, local_path
 
 WINDOW = 200_000
 
@@ -31,7 +31,8 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         metavar="[LABEL=]RUN_DIR",
         help="with metrics.csv or test-*.json; the label is by default the directory's name without -seed<N>",
     )
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
+    folder = partial(local_path, name="--out")
+    parser.add_argument("--out", type=folder, default="report", help="folder to write (default: report)")
     parser.add_argument("--protocol", help="report this protocol only (default: all that results are of)")
     parser.add_argument("--mode", default=PRIMARY_MODE, help=f"way of acting (default: {PRIMARY_MODE})")
     parser.add_argument(
@@ -67,8 +68,6 @@ def main(args: Sequence[str] | None = None) -> None:
         raise UserError(f"--thresholds are success rates above 0, at most 1, but got {options.thresholds}")
     if options.window < 0:
         raise UserError(f"--window is {options.window:g}, but it must be a number of environment steps, or 0")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file, but it must be a folder")
     runs = [read_run(run, options.mode) for run in options.runs]
     methods = group(of_protocol(runs, options.protocol) if options.protocol else runs)
     figures.colours(methods)  # refuses too many before anything is written

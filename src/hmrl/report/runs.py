@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hmrl.report.statistics import Array
-from hmrl.types import Split, UserError
+from hmrl.types import Split, UserError, local_path
 
 SCHEMA = 1
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -121,9 +122,10 @@ def read_run(argument: str, mode: str) -> Run:
     Raises:
         UserError: for a directory that is none or holds no run, and for files that cannot be read.
     """
-    label, path = "", Path(argument)
-    if not path.is_dir() and "=" in argument:  # a path may contain "=" itself
-        label, path = argument.partition("=")[0], Path(argument.partition("=")[2])
+    label, given = "", argument
+    if not os.path.isdir(os.path.expanduser(argument)) and "=" in argument:  # a path may contain "=" itself
+        label, _, given = argument.partition("=")
+    path = local_path(given, "RUN_DIR", folder=False)
     if not path.is_dir():
         raise UserError(f"there is no run directory {path}: give [LABEL=]RUN_DIR")
     metrics = read_metrics(path / "metrics.csv") if (path / "metrics.csv").is_file() else {}
