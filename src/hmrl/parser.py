@@ -77,6 +77,8 @@ class Parser(LightningArgumentParser):
             raise UserError(f"--config {path}: {error}") from error
         except UnicodeDecodeError as error:
             raise UserError(f"--config {path} is no text, but it must be YAML: {error}") from error
+        if config.get("run_dir", "") is None:  # about which jsonargparse asks no type of ours
+            raise UserError(f"--config {path}: run_dir is null, but it must be a path")
         for key in INVOCATION:
             if config.get(key):
                 raise UserError(
@@ -91,8 +93,6 @@ class Parser(LightningArgumentParser):
     def validate(self, namespace: Namespace, skip_unset: bool = True, *args: Any, **kwargs: Any) -> None:
         """No key may be ``null`` that was not made for it, either."""
         super().validate(namespace, False, *args, **kwargs)
-        if namespace.get("run_dir", "") is None:  # jsonargparse asks no type of ours about it
-            raise UserError("run_dir is null, but it must be a path")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """What a configuration class has said, or else jsonargparse's words made plain."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hmrl.checkpoint import env_steps_at
 from hmrl.types import UserError, local_path
 
 _CHECKPOINTS = ("checkpoints/*.ckpt", "hpc_ckpt_*.ckpt")
@@ -25,7 +24,7 @@ def newest_checkpoint(run_dir: str | Path) -> Path | None:
     By the environment steps inside: a copy of the run may have other file times.
     """
     found = _resumable(run_dir)
-    return max(found, key=env_steps_at) if len(found) > 1 else next(iter(found), None)
+    return max(found, key=_env_steps_at) if len(found) > 1 else next(iter(found), None)
 
 
 def was_requeued(run_dir: str | Path) -> bool:
@@ -36,6 +35,12 @@ def was_requeued(run_dir: str | Path) -> bool:
 def _resumable(run_dir: str | Path) -> list[Path]:
     found = _files(run_dir, "checkpoints/last.ckpt", "hpc_ckpt_*.ckpt")
     return [path for path in found if not path.name.endswith(".weights.ckpt")]
+
+
+def _env_steps_at(path: str | Path) -> int:
+    from hmrl.checkpoint import env_steps_at  # PyTorch, which `hmrl sweep --help` does without
+
+    return env_steps_at(path)
 
 
 def _files(run_dir: str | Path, *patterns: str) -> list[Path]:
@@ -55,7 +60,7 @@ def clear(run_dir: str | Path) -> None:
 def rewind(run_dir: str | Path, env_steps: int) -> None:
     """Delete the run's checkpoints after ``env_steps``, from which it goes on another way."""
     for path in _files(run_dir, *_CHECKPOINTS):
-        if env_steps_at(path) > env_steps:
+        if _env_steps_at(path) > env_steps:
             path.unlink()
 
 
@@ -131,7 +136,7 @@ def _identity(file: Path) -> tuple[int, int]:
 def _check_nothing_is_lost(run_dir: str | Path, ckpt_path: str | Path | None) -> None:
     otherwise = "choose another --run_dir, or write over it with --overwrite true (in Python: overwrite=True)"
     if ckpt_path is not None and continues(run_dir, ckpt_path):
-        here, there = env_steps_at(ckpt_path), max(map(env_steps_at, _resumable(run_dir)), default=0)
+        here, there = _env_steps_at(ckpt_path), max(map(_env_steps_at, _resumable(run_dir)), default=0)
         if here < there:
             raise UserError(
                 f"{ckpt_path} is of {here:,} environment steps, but the run in {run_dir} has gone on to "

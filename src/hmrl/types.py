@@ -58,7 +58,7 @@ def local_path(given: Any, name: str, *, folder: bool = True) -> Path:
         raise UserError(f"{name} is {text}, but there is no such home directory") from error
     there = next(part for part in (path, *path.parents) if os.path.lexists(part) or part == part.parent)
     if folder and not os.path.isdir(there):
-        raise UserError(f"{name} is {text}, but {there} is no directory")
+        raise UserError(f"{name} is {text}: {there} is a file, but it must be a folder")
     return path
 
 

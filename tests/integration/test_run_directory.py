@@ -177,16 +177,24 @@ def test_what_can_be_no_directory_is_refused(run_dir: str, home: Path) -> None:
 # --- moved and copied ----------------------------------------------------------------------------
 
 
+def move(before: Path, after: Path) -> None:
+    """As to another disk: to new files."""
+    shutil.copytree(before, after)
+    shutil.rmtree(before)
+
+
 @pytest.mark.usefixtures("toy_world")
 def test_a_moved_run_keeps_its_best_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ToyDataModule, "solved", {"train": [10], "test": [5]})
     fit(tmp_path / "before", 1)
-    shutil.move(tmp_path / "before", tmp_path / "after")
+    move(tmp_path / "before", tmp_path / "after")
     monkeypatch.setattr(ToyDataModule, "solved", {"train": [1], "test": [5]})
     fit(tmp_path / "after", 2, "--ckpt_path", "last")
     best = load(tmp_path / "after" / "checkpoints" / "best.ckpt")
     assert int(best["state_dict"]["env_steps"]) == STEPS
     assert not (tmp_path / "before").exists()
+    shutil.move(tmp_path / "after", tmp_path / "again")  # within the process that has claimed it
+    fit(tmp_path / "again", 2, "--ckpt_path", "last")
 
 
 @pytest.mark.usefixtures("toy_world")
@@ -196,7 +204,7 @@ def test_a_run_that_begins_with_anothers_weights_has_a_best_checkpoint_of_its_ow
     """Even in the directory where the other one was."""
     monkeypatch.setattr(ToyDataModule, "solved", {"train": [10], "test": [5]})
     fit(tmp_path / "before", 1)
-    shutil.move(tmp_path / "before", tmp_path / "after")
+    move(tmp_path / "before", tmp_path / "after")
     monkeypatch.setattr(ToyDataModule, "solved", {"train": [1], "test": [5]})
     fit(tmp_path / "before", 2, "--ckpt_path", str(tmp_path / "after" / "checkpoints" / "last.ckpt"))
     best = load(tmp_path / "before" / "checkpoints" / "best.ckpt")

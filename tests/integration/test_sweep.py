@@ -275,7 +275,7 @@ def test_a_method_that_is_there_twice_is_refused(sweep_file: Path, tmp_path: Pat
 @pytest.mark.parametrize("out", ["s3://bucket/out", "sweep.yaml"])
 def test_what_can_be_no_directory_is_refused(out: str, sweep_file: Path, commands: Commands) -> None:
     out = out if "://" in out else str(sweep_file)
-    with pytest.raises(UserError, match=f"^--out is {out}, but"):
+    with pytest.raises(UserError, match=f"^--out is {out}"):
         main([str(sweep_file), "--out", out])
     assert not commands.asked
 
