@@ -76,7 +76,7 @@ OPTIONS = [
     ("--data.horizon 0", "data.horizon", "0", "1 to 500"),
     ("--data.horizon 501", "data.horizon", "501", "1 to 500"),
     ("--data.replay_trajectories 0", "data.replay_trajectories", "0", "1 or more"),
-    ("--data.replay_trajectories 19", "data.replay_trajectories", "19", "20 trials", "use 20 or more"),
+    ("--data.replay_trajectories 19", "data.replay_trajectories", "19", "20 trials, one an environment"),
     # curriculum
     ("--data.curriculum.cycles 0", "data.curriculum.cycles", "0", "1 or more"),
     ("--data.curriculum.blocks joint", "data.curriculum.blocks", "joint", "one_after_another or a list"),

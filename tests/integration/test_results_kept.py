@@ -114,13 +114,16 @@ def test_another_way_of_acting_is_said_beside_the_numbers(
 
 
 def test_train_families_that_were_not_trained_on_are_said(run: Any) -> None:
-    results = run("--data.benchmark", "custom", "--data.train_families", "[reach,hammer]")
+    other = ("--data.train_families", "[reach,hammer]", "--data.test_families", "[sweep]")
+    results = run("--data.benchmark", "custom", *other)
     assert results["differs_from_training"]["train families"] == "hammer not trained on"
 
 
 def test_copies_of_one_episode_have_no_interval(run: Any, tmp_path: Path, capsys: Any) -> None:
     """One goal a family and nothing drawn: however many episodes there are, they are one."""
-    run("--data.test.protocol", "paper")
+    weights = str(tmp_path / "checkpoints" / "last.weights.ckpt")
+    paper = ("--data.test.protocol", "paper", "--ckpt_path", weights)
+    main(["test", *TINY, "--run_dir", str(tmp_path), *paper])
     results = json.loads((tmp_path / "test-paper.json").read_text())
     for split, families in (("train", 10), ("test", 5)):
         modes = results["scores"][split]
