@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from hmrl import __version__
+from hmrl.terminal import outlive_output
 
 _COMMANDS = {
     "fit": "train an agent, or continue training",
@@ -56,6 +57,7 @@ def _mistake(arguments: Sequence[str]) -> str:
 def command() -> None:
     """Ctrl-C while PyTorch is imported, or while Python shuts down, ends the process without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    outlive_output()
     name, arguments = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
     if name in ("-h", "--help", "--version"):
         _help().parse_args([name])

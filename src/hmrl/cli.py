@@ -33,7 +33,6 @@ from hmrl.callbacks import (
 )
 from hmrl.compatibility import check_network, check_rollout, completed, settings_since
 from hmrl.datamodule import MetaWorldDataModule
-from hmrl.launched import hold_signals, is_first_process
 from hmrl.mistakes import one_sentence
 from hmrl.module import HierarchicalMetaRL
 from hmrl.parser import INVOCATION, Parser
@@ -45,7 +44,7 @@ from hmrl.prechecks import (
     check_seed,
     check_trainer,
 )
-from hmrl.processes import accelerator_for, end_with_the_first, launches, strategy_for
+from hmrl.processes import accelerator_for, launches, settle, strategy_for
 from hmrl.run_dir import (
     checkpoint_dir,
     claim,
@@ -54,11 +53,13 @@ from hmrl.run_dir import (
     newest_checkpoint,
     was_requeued,
 )
-from hmrl.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, fixed_options, loggers
+from hmrl.terminal import hold_signals, is_first_process
+from hmrl.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, fixed_options, hide_bar, loggers
 from hmrl.types import UserError, local_path
 from hmrl.wandb_logger import WandbConfig
 
 _FROM_DATA = ("families", "observation_dim", "action_dim", "ego_indices")
+_PARTIAL = ("fast_dev_run", "limit_val_batches")
 
 
 def configuration(config: Namespace) -> Namespace:
@@ -160,6 +161,9 @@ class HmrlCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
         fitting = self.subcommand == "fit"
+        # Of an evaluation, what is left out is refused with words of its own.
+        check_trainer(config if fitting else {k: v for k, v in config.items() if k not in _PARTIAL})
+        hide_bar(config, callbacks)
         wandb, run_dir = self._get(self.config_init, "wandb"), self._get(self.config, "run_dir")
         if config["logger"] is None:
             settings = configuration(self.config[self.subcommand]).as_dict()
@@ -172,19 +176,23 @@ class HmrlCLI(LightningCLI):
         )
         config["plugins"] = [*(config["plugins"] or []), *fixed_options()["plugins"]]
         if fitting:
-            config["default_root_dir"] = config["default_root_dir"] or run_dir
+            config["default_root_dir"] = run_dir
             callbacks = [RunDirectory(run_dir, self._overwrite), GracefulStop(), *callbacks]
         try:
             trainer = super()._instantiate_trainer(config, callbacks)
-        except (TypeError, ValueError) as error:  # Lightning's words about options of its own
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            ImportError,
+        ) as error:  # Lightning's words about options of its own
             raise UserError(f"trainer: {error}") from error
-        end_with_the_first(trainer)
+        settle(trainer)
         return trainer
 
     def before_fit(self) -> None:
         """Refuse what does not fit together, before anything is written or any process launched."""
         data, model, world_size = self.datamodule, self.model, self.trainer.world_size
-        check_trainer(self.trainer)
         data.check("fit", world_size)
         if data.schedule:
             data.schedule.check_budget(self._get(self.config, "budget")["env_steps"])

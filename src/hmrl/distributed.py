@@ -9,7 +9,6 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from hmrl.launched import is_first_process as is_first_process
 from hmrl.types import SharedError, UserError
 
 T = TypeVar("T")

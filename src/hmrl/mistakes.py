@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hmrl.launched import hold_signals, is_first_process
+from hmrl.terminal import INTERRUPTED, hold_signals, is_first_process, outlive_output, stop_signals
 from hmrl.types import SharedError, UserError
 
 # What a disk says that is full, read-only or somebody else's.
@@ -19,11 +19,12 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """One sentence and exit code 2 for what the user can mend; a traceback for what is a fault of ours."""
+    outlive_output()
     hook = threading.excepthook
     # TensorBoard writes in a thread of its own; what stops it stops the next write here, with a sentence.
     threading.excepthook = lambda args: None if _is_disk(args.exc_value) else hook(args)
     main_thread = threading.current_thread() is threading.main_thread()
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main_thread else {}
+    handlers = {s: signal.getsignal(s) for s in stop_signals()} if main_thread else {}
     for signum in handlers:
         signal.signal(signum, signal.default_int_handler)  # until training takes over
     try:
@@ -33,7 +34,7 @@ def one_sentence() -> Iterator[None]:
         if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
             raise
         if is_first_process():
-            print("hmrl: interrupted; the last checkpoint, if there was one, is intact", file=sys.stderr)
+            print(INTERRUPTED, end="", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         mistake = mistake_behind(error)
@@ -54,6 +55,11 @@ def _is_disk(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in _DISK
 
 
+def _is_of(error: BaseException | None, module: str, kind: str) -> bool:
+    """Whether it is an exception of a library, which is not imported for whoever does without."""
+    return module in sys.modules and isinstance(error, getattr(sys.modules[module], kind))
+
+
 def mistake_behind(error: BaseException | None) -> UserError | None:
     """The user's mistake behind ``error``, if that is what it comes from."""
     cause = error
@@ -61,13 +67,17 @@ def mistake_behind(error: BaseException | None) -> UserError | None:
         if isinstance(cause, UserError):
             return cause
         cause = cause.__cause__
-    lightning = sys.modules.get(
-        "lightning_fabric.utilities.exceptions"
-    )  # not imported for whoever does without
-    if lightning and isinstance(error, lightning.MisconfigurationException):
+    if _is_of(error, "lightning_fabric.utilities.exceptions", "MisconfigurationException"):
         return UserError(" ".join(str(error).split()))
     if _is_disk(error):
         return UserError(f"cannot write: {error}; the last checkpoint, if there was one, is intact")
-    if isinstance(error, RuntimeError) and "gloo" in str(error):
-        return UserError("the connection to the other processes broke: one of them says why")
+    if _is_of(error, "torch.distributed", "DistError") or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    ):
+        words = " ".join(str(error).split())
+        return UserError(
+            f"the connection to the other processes failed ({words}): if another process says why, mend "
+            "that; else see to MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, where "
+            "they are set"
+        )
     return None

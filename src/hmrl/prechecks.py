@@ -6,18 +6,55 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+
 from hmrl.config import as_config
 from hmrl.envs.benchmarks import same_goals, world_of
 from hmrl.envs.perturb import Perturbation
 from hmrl.types import UserError
 
+_BUDGET = "set budget.env_steps instead, which ends with an evaluation"
 # What Lightning lets one set, but must be left alone where a batch is an iteration and levels learn in turn.
 _TRAINER: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_epochs": (lambda x: x == -1, f"-1: {_BUDGET}"),
+    "min_epochs": (lambda x: not x, f"null: neither the budget nor Ctrl-C would end training; {_BUDGET}"),
+    "max_steps": (lambda x: x == -1, f"-1: it counts steps of optimizers; {_BUDGET}"),
+    "min_steps": (lambda x: not x, f"null: neither the budget nor Ctrl-C would end training; {_BUDGET}"),
+    "max_time": (
+        lambda x: x is None,
+        "null: it counts the run's whole life, so that a run that is continued would end at once; start hmrl "
+        "with timeout -s TERM, or let SLURM send a signal (#SBATCH --signal)",
+    ),
+    "fast_dev_run": (lambda x: not x, "false: try configs/smoke.yaml instead"),
+    "overfit_batches": (lambda x: not x, "0: fix goals with data.goals_per_family instead"),
+    "limit_train_batches": (lambda x: x in (None, 1), "null: an iteration is a single batch"),
+    "limit_val_batches": (
+        lambda x: x in (None, 0) or (x == 1 and isinstance(x, float)),
+        "null, or 0 for no evaluation: of a part of the goals, numbers are not what the protocol says; set "
+        "data.validation.goals instead",
+    ),
+    "num_sanity_val_steps": (lambda x: x == 0, "0: it would print a part of an evaluation as if it were one"),
     "check_val_every_n_epoch": (lambda x: x is None or x >= 1, "1 or more (iterations)"),
-    "val_check_interval": (lambda x: x == 1, "1: set trainer.check_val_every_n_epoch instead"),
+    "val_check_interval": (lambda x: x in (None, 1), "1: set trainer.check_val_every_n_epoch instead"),
     "accumulate_grad_batches": (lambda x: x == 1, "1: set data.envs_per_family instead"),
     "gradient_clip_val": (lambda x: not x, "null: each level has a max_grad_norm"),
-    "precision": (lambda x: x == "32-true", "32-true: agents act in it, and PPO's ratios compare with that"),
+    "gradient_clip_algorithm": (lambda x: x is None, "null: each level has a max_grad_norm"),
+    "precision": (
+        lambda x: x in (None, 32, "32", "32-true"),
+        "32-true: agents act in it, and PPO's ratios compare with that",
+    ),
+    "plugins": (
+        lambda x: all(isinstance(p, ClusterEnvironment) for p in (x if isinstance(x, list) else [x]) if p),
+        "null, or a ClusterEnvironment: precision and the writing of checkpoints are not to be changed",
+    ),
+    "default_root_dir": (lambda x: x is None, "null: set run_dir instead, where runs are continued from"),
+    "enable_checkpointing": (
+        lambda x: x is not False,
+        "true: a run is continued from its checkpoints; set best_checkpoint.save_top_k to 0, or "
+        "last_checkpoint.every_n_iterations to many, to write fewer",
+    ),
+    "barebones": (lambda x: not x, "false: nothing would be logged or saved"),
+    "model_registry": (lambda x: x is None, "null: copy the files in run_dir/checkpoints instead"),
 }
 
 
@@ -25,14 +62,14 @@ _TRAINER: dict[str, tuple[Callable[[Any], bool], str]] = {
 _WORLD = ("goals_per_family", "goals_shown", "families_shown", "horizon", "episodes_per_trial", "ego_state")
 
 
-def check_trainer(trainer: Any) -> None:
-    """Refuse options of Lightning's trainer that training here has no use for.
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Refuse arguments of Lightning's trainer that would break training or evaluation here.
 
     Raises:
-        UserError: naming the option.
+        UserError: naming the option and what to use instead.
     """
     for name, (good, right) in _TRAINER.items():
-        if not good(value := getattr(trainer, name)):
+        if name in options and not good(value := options[name]):
             raise UserError(f"trainer.{name} is {value}, but it must be {right}")
 
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-from hmrl.distributed import is_first_process
+from hmrl.terminal import INTERRUPTED, ended_by, is_first_process, stop_signals
 from hmrl.types import UserError
 
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 _DDP = "ddp_find_unused_parameters_true"
+_COPYING = [_DDP.replace("ddp", f"ddp_{how}") for how in ("spawn", "fork", "notebook")]
 _FIRST = "HMRL_FIRST_PROCESS"
 
 
@@ -69,8 +74,13 @@ def strategy_for(strategy: Any, accelerator: Any, devices: Any, num_nodes: int) 
     here = process_count(accelerator, devices)
     _check_launcher(here, num_nodes)
     right = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters") is True
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if name in _COPYING or (right and strategy._start_method != "popen"):
+        raise UserError(
+            f"trainer.strategy is {name}, which starts processes as copies of this one, but each must start "
+            f"as a command of its own (from a notebook, train with one device): use auto or {_DDP}"
+        )
     if strategy not in ("auto", _DDP) and not right:
-        name = strategy if isinstance(strategy, str) else type(strategy).__name__
         raise UserError(
             f"trainer.strategy is {name}, under "
             f"which levels that are trained one at a time would drift apart: use auto or {_DDP}"
@@ -81,15 +91,24 @@ def strategy_for(strategy: Any, accelerator: Any, devices: Any, num_nodes: int) 
 def _check_launcher(devices: int, num_nodes: int) -> None:
     """Where torchrun or srun start the processes, Lightning must expect as many."""
     if TorchElasticEnvironment.detect():
-        who, there = "torchrun", int(os.environ["WORLD_SIZE"])
+        who, name = "torchrun", "WORLD_SIZE"
     elif SLURMEnvironment.detect() and SLURMEnvironment.job_id() is not None:
-        who, there = "srun", int(os.environ["SLURM_NTASKS"])
+        who, name = "srun", "SLURM_NTASKS"
     else:
         return
-    if devices * num_nodes != there:
+    there = os.environ.get(name, "none")
+    fits = there == str(devices * num_nodes)
+    if who == "srun" and not {"SLURM_STEP_ID", "SLURM_STEPID"} & os.environ.keys():  # a shell of a SLURM job
+        if there != "1" or not fits:
+            raise UserError(
+                f"SLURM_NTASKS is {there} in the environment, but srun has not started this process: start "
+                "it with srun, or unset SLURM_NTASKS, and hmrl starts trainer.devices processes itself"
+            )
+    elif not fits:
         raise UserError(
             f"{who} started {there} process(es), but trainer.devices x trainer.num_nodes is {devices} x "
-            f"{num_nodes}: set them to the processes a node and the number of nodes"
+            f"{num_nodes}: set them to the processes a node and the number of nodes (where {who} did not "
+            f"start this one, unset {name if who == 'srun' else 'TORCHELASTIC_RUN_ID'})"
         )
 
 
@@ -102,15 +121,57 @@ def launches(trainer: pl.Trainer) -> bool:
     )
 
 
-def end_with_the_first(trainer: pl.Trainer) -> None:
-    """Call it once there is a trainer: a process that the first one launches ends when that one is gone.
+def settle(trainer: Any) -> None:
+    """Call it once there is a trainer: it knows this process's rank, whatever variables were inherited.
 
-    Otherwise it would wait for half an hour if the first one is killed before the two are connected.
+    A process that the first one launches ends when that one is gone: otherwise it would wait for half an hour
+    if the first one is killed before the two are connected. Signals end the waiting for others.
+
+    Raises:
+        UserError: for an inherited variable that says otherwise than the trainer.
     """
+    if type(trainer._accelerator_connector.cluster_environment) is LightningEnvironment:
+        _check_inherited(trainer)
+    setattr(rank_zero_only, "rank", trainer.global_rank)  # noqa: B010
+    # It talks to the other ranks from inside the handler, which can hang.
+    trainer._signal_connector.register_signal_handlers = lambda: None
     if launches(trainer):
         os.environ[_FIRST] = str(os.getpid())  # inherited
-    elif not is_first_process() and (first := os.environ.pop(_FIRST, "")):
-        threading.Thread(target=_end_without, args=(int(first),), daemon=True).start()
+    elif _launched():
+        threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
+    if trainer.world_size > 1:
+        trainer.strategy.setup_environment = partial(_connect, trainer.strategy.setup_environment)
+
+
+def _launched() -> bool:
+    """Whether another process of hmrl has started this one as a rank."""
+    return os.environ.get(_FIRST) == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def _check_inherited(trainer: Any) -> None:
+    """Variables by which launchers tell processes apart, where no launcher that is known has set them."""
+    if _launched() or os.environ.get(_FIRST) == str(os.getpid()):
+        return
+    alone = trainer.world_size == 1
+    fitting = {
+        "LOCAL_RANK": {"0"} if alone else set(),  # Lightning takes it for the word of a launcher
+        "RANK": {str(trainer.global_rank)},
+        "WORLD_SIZE": {str(trainer.world_size)},
+        "NODE_RANK": {str(node) for node in range(trainer.num_nodes)},
+        "GROUP_RANK": {str(node) for node in range(trainer.num_nodes)},
+    }
+    for name, right in fitting.items():
+        if (value := os.environ.get(name)) is not None and value not in right:
+            raise UserError(
+                f"{name} is {value} in the environment, as of one process among others, but neither torchrun "
+                f"nor srun has started this run of {trainer.world_size} process(es): unset {name}, or start "
+                "it with one of them"
+            )
+
+
+def _connect(connect: Callable[[], None]) -> None:
+    with ended_by(stop_signals(), INTERRUPTED if is_first_process() else ""):
+        connect()
 
 
 def _end_without(parent: int) -> None:

@@ -47,7 +47,8 @@ def git_revision() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+        options: dict[str, Any] = {"text": True, "check": True, "timeout": 10, "start_new_session": True}
+        return str(subprocess.run(command, capture_output=True, **options).stdout)  # Ctrl-C is not for it
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -253,10 +252,7 @@ def main(args: Sequence[str]) -> None:
     runs = read(Path(config_file(str(options.file)))).expand(options.out, options.only)
     if options.dry_run:
         lines = (" ".join(["finished" if run.finished() else "to do", "hmrl", *run.fit]) for run in runs)
-        try:
-            print(*lines, sep="\n", flush=True)
-        except BrokenPipeError:  # whoever reads, as ``head``, has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(*lines, sep="\n")
         return
     runner = Runner(runs, options.jobs, options.keep_checkpoints)
     runner()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,8 +20,10 @@ from hmrl.callbacks import (
 )
 from hmrl.checkpoint import AtomicCheckpointIO
 from hmrl.csv_logger import ContinuedCSVLogger
-from hmrl.processes import accelerator_for, end_with_the_first, strategy_for
+from hmrl.prechecks import check_trainer
+from hmrl.processes import accelerator_for, settle, strategy_for
 from hmrl.run_dir import checkpoint_dir
+from hmrl.terminal import outlive_output
 from hmrl.types import local_path
 from hmrl.wandb_logger import EnvStepsWandbLogger, WandbConfig
 
@@ -77,6 +79,14 @@ def fixed_options() -> dict[str, Any]:
     return {"plugins": [AtomicCheckpointIO()]}
 
 
+def hide_bar(options: dict[str, Any], callbacks: Iterable[Callback]) -> None:
+    """Without a progress bar, ours stays, which also logs times; Lightning would refuse it."""
+    if options.get("enable_progress_bar") is False:
+        options["enable_progress_bar"] = True
+        for bar in (callback for callback in callbacks if isinstance(callback, EnvStepsProgressBar)):
+            bar.shown = False
+
+
 def make_trainer(
     run_dir: str,
     env_steps: int,
@@ -102,9 +112,11 @@ def make_trainer(
         kwargs: of ``pytorch_lightning.Trainer``; ``check_val_every_n_epoch`` counts iterations.
 
     Raises:
-        UserError: if ``run_dir`` can be no directory, and for options that training has no use for.
+        UserError: if ``run_dir`` can be no directory, and for arguments that cannot be.
     """
+    outlive_output()
     run_dir = str(local_path(run_dir, "run_dir").absolute())  # wherever the process goes
+    check_trainer(TRAINER_DEFAULTS | kwargs)
     folder = checkpoint_dir(run_dir)
     ours: list[Callback] = [
         RunDirectory(run_dir, overwrite),
@@ -115,7 +127,10 @@ def make_trainer(
         ModelCheckpoint(folder, **BEST_DEFAULTS),
         LastCheckpoint(folder),
     ]
-    options = {**TRAINER_DEFAULTS, "default_root_dir": run_dir, **fixed_options(), **kwargs}
+    options = {**TRAINER_DEFAULTS, "default_root_dir": run_dir, **kwargs}
+    own = options.get("plugins") or []
+    options["plugins"] = [*(own if isinstance(own, list) else [own]), *fixed_options()["plugins"]]
+    hide_bar(options, ours)
     if "logger" not in options:
         options["logger"] = loggers(run_dir, wandb, settings)
     options["accelerator"] = accelerator_for(options.get("accelerator", "auto"))
@@ -126,5 +141,5 @@ def make_trainer(
         options.get("num_nodes", 1),
     )
     trainer = pl.Trainer(callbacks=[*ours, *(callbacks or [])], **options)
-    end_with_the_first(trainer)
+    settle(trainer)
     return trainer

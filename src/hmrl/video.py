@@ -74,7 +74,12 @@ def _draws(renderer: str) -> bool:
     environment = {**os.environ, "MUJOCO_GL": renderer}
     try:
         trial = subprocess.run(
-            [sys.executable, "-c", _TRIAL], env=environment, capture_output=True, timeout=60, check=False
+            [sys.executable, "-c", _TRIAL],
+            env=environment,
+            capture_output=True,
+            timeout=60,
+            check=False,
+            start_new_session=True,  # Ctrl-C says nothing about the renderer
         )
     except subprocess.TimeoutExpired:
         return False

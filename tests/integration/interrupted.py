@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from signal import SIGINT, SIGKILL, SIGTERM
+from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
 from typing import Any
 
 if __name__ == "__main__":
@@ -24,7 +24,7 @@ from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 import hmrl.cli
 from hmrl.__main__ import command
-from hmrl.distributed import is_first_process
+from hmrl.terminal import is_first_process
 from integration.toy import ToyDataModule
 
 Act = Callable[[], None]
@@ -99,6 +99,7 @@ def when_half_written(name: str, number: int, act: Act) -> Patch:
 LAUNCH = (_SubprocessScriptLauncher, "_call_children_scripts")
 EVENTS: dict[str, Callable[[], Patch]] = {
     "SIGTERM": lambda: in_training((2, send(SIGTERM))),
+    "SIGHUP": lambda: in_training((2, send(SIGHUP, "group"))),
     "Ctrl-C": lambda: in_training((2, send(SIGINT, "group"))),
     "Ctrl-C twice": lambda: in_training((2, send(SIGINT, "group")), (2, send(SIGINT, "group"))),
     "child killed": lambda: in_training((2, send(SIGKILL, "child"))),

@@ -308,7 +308,27 @@ OPTIONS = [
     ("--trainer.gradient_clip_val 1", "trainer.gradient_clip_val", "1", "null: each level has"),
     ("--trainer.precision 64-true", "trainer.precision", "64-true", "32-true"),
     ("--trainer.precision bf16-mixed", "trainer.precision", "bf16-mixed", "32-true"),
-    ("--trainer.barebones true", "trainer", "barebones", "Trainer"),
+    ("--trainer.barebones true", "trainer.barebones", "True", "nothing would be logged"),
+    ("--trainer.max_steps 5", "trainer.max_steps", "5", "set budget.env_steps instead"),
+    ("--trainer.max_epochs 5", "trainer.max_epochs", "5", "set budget.env_steps instead"),
+    ("--trainer.max_epochs null", "trainer.max_epochs", "None", "set budget.env_steps instead"),
+    ("--trainer.max_time 00:01:00:00", "trainer.max_time", "00:01:00:00", "timeout -s TERM"),
+    (
+        "--trainer.enable_checkpointing false",
+        "trainer.enable_checkpointing",
+        "False",
+        "best_checkpoint.save_top_k",
+    ),
+    ("--trainer.limit_val_batches 0.5", "trainer.limit_val_batches", "0.5", "data.validation.goals"),
+    ("--trainer.fast_dev_run true", "trainer.fast_dev_run", "True", "configs/smoke.yaml"),
+    ("--trainer.num_sanity_val_steps 2", "trainer.num_sanity_val_steps", "2", "a part of an evaluation"),
+    ("--trainer.default_root_dir x", "trainer.default_root_dir", "x", "set run_dir instead"),
+    (
+        "--trainer.strategy ddp_notebook_find_unused_parameters_true",
+        "trainer.strategy",
+        "ddp_notebook_find_unused_parameters_true",
+        "which starts processes as copies of this one",
+    ),
     # keys that there are not
     ("--model.ppo.epoch 3", "model.ppo.epoch", "no key", "model.ppo.epochs"),  # the beginning of one
     ("--model.ppo.epoch=3", "model.ppo.epoch", "no key", "model.ppo.epochs"),

@@ -47,8 +47,8 @@ def test_imports_are_seen() -> None:
     ("module", "allowed"),
     [
         ("hmrl.types", set()),
-        ("hmrl.launched", set()),
-        ("hmrl.distributed", {"hmrl.launched", "hmrl.types"}),
+        ("hmrl.terminal", set()),
+        ("hmrl.distributed", {"hmrl.terminal", "hmrl.types"}),
         ("hmrl.functional", {"hmrl.distributed"}),
         ("hmrl.normalizer", {"hmrl.distributed", "hmrl.functional"}),
         ("hmrl.config", {"hmrl.functional", "hmrl.normalizer", "hmrl.rules", "hmrl.types"}),
@@ -63,7 +63,10 @@ def test_what_stands_below_knows_little(module: str, allowed: set[str]) -> None:
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
-    [("networks", {"hmrl.functional", "hmrl.types"}), ("envs", {"hmrl.cores", "hmrl.types"})],
+    [
+        ("networks", {"hmrl.functional", "hmrl.types"}),
+        ("envs", {"hmrl.cores", "hmrl.terminal", "hmrl.types"}),
+    ],
 )
 def test_packages_know_themselves_and_the_vocabulary(package: str, allowed: set[str]) -> None:
     members = {n for n in MODULES if n.startswith(f"hmrl.{package}")}

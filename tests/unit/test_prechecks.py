@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_fabric.plugins.environments import LightningEnvironment
+from pytorch_lightning.plugins import MixedPrecision
 
 from hmrl.datamodule import MetaWorldDataModule
 from hmrl.envs.nonstationary import Change
 from hmrl.envs.perturb import Perturbation
 from hmrl.evaluation import EvaluationConfig
-from hmrl.prechecks import check_best, check_data, check_evaluation_is_whole, check_held, check_seed
+from hmrl.prechecks import (
+    check_best,
+    check_data,
+    check_evaluation_is_whole,
+    check_held,
+    check_seed,
+    check_trainer,
+)
+from hmrl.trainer import TRAINER_DEFAULTS, make_trainer
 from hmrl.types import UserError
 
 NOISE = Perturbation(noise_std=0.1)
@@ -126,3 +138,37 @@ def test_one_best_checkpoint() -> None:
     for count in (2, -1):
         with pytest.raises(UserError, match=f"best_checkpoint.save_top_k is {count}: use 1"):
             check_best(count)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_epochs", 3),
+        ("min_epochs", 3),
+        ("max_steps", 3),
+        ("min_steps", 3),
+        ("max_time", {"hours": 1}),
+        ("limit_train_batches", 0),
+        ("limit_train_batches", 0.5),
+        ("limit_val_batches", 1),
+        ("overfit_batches", 1),
+        ("num_sanity_val_steps", None),
+        ("num_sanity_val_steps", -1),
+        ("val_check_interval", "00:00:10:00"),
+        ("gradient_clip_algorithm", "value"),
+        ("plugins", [MixedPrecision("bf16-mixed", "cpu")]),
+        ("plugins", TorchCheckpointIO()),
+        ("model_registry", "mine"),
+    ],
+)
+def test_what_would_break_training_is_refused_from_python_too(
+    option: str, value: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"trainer\.{option} is .*, but it must be "):
+        make_trainer(str(tmp_path / "run"), 100, **{option: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_left_alone_is_right() -> None:
+    check_trainer({**TRAINER_DEFAULTS, "limit_val_batches": 0, "limit_train_batches": 1, "precision": 32})
+    check_trainer({"limit_val_batches": 1.0, "plugins": [LightningEnvironment()], "min_epochs": None})

@@ -80,6 +80,19 @@ def test_a_strategy_under_which_levels_drift_apart_is_refused(strategy: Any, dev
         strategy_for(strategy, "cpu", devices, 1)
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        *(f"ddp_{how}_find_unused_parameters_true" for how in ("spawn", "fork", "notebook")),
+        DDPStrategy(find_unused_parameters=True, start_method="fork"),
+    ],
+    ids=lambda s: s if isinstance(s, str) else "object",
+)
+def test_a_strategy_that_copies_this_process_is_refused_for_that(strategy: Any) -> None:
+    with pytest.raises(UserError, match="which starts processes as copies of this one"):
+        strategy_for(strategy, "cpu", 2, 1)
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("strategy", [DDP, DDPStrategy(find_unused_parameters=True)], ids=["name", "object"])
 def test_the_right_strategy_may_be_chosen(strategy: Any, devices: int) -> None:
@@ -150,6 +163,7 @@ def launched(by: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SLURM_NTASKS", str(count))
         monkeypatch.setenv("SLURM_JOB_ID", "7")
         monkeypatch.setenv("SLURM_JOB_NAME", "train")
+        monkeypatch.setenv("SLURM_STEP_ID", "0")
 
 
 @pytest.mark.parametrize("by", ["torchrun", "srun"])
@@ -170,6 +184,22 @@ def test_processes_of_a_launcher_that_are_expected_are_right(
 ) -> None:
     launched(by, 4, monkeypatch)
     assert strategy_for("auto", "cpu", devices, num_nodes) == DDP
+
+
+@pytest.mark.parametrize(("tasks", "devices"), [(4, 1), (4, 4), (1, 2)])
+def test_a_script_in_a_slurm_job_that_srun_did_not_start_is_told_what_to_unset(
+    tasks: int, devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched("srun", tasks, monkeypatch)
+    monkeypatch.delenv("SLURM_STEP_ID")
+    with pytest.raises(UserError, match=f"SLURM_NTASKS is {tasks} .*unset SLURM_NTASKS"):
+        strategy_for("auto", "cpu", devices, 1)
+
+
+def test_one_task_needs_no_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched("srun", 1, monkeypatch)
+    monkeypatch.delenv("SLURM_STEP_ID")
+    assert strategy_for("auto", "cpu", 1, 1) == "auto"
 
 
 def test_a_shell_in_a_slurm_job_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Any
 
@@ -13,17 +14,14 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from hmrl.callbacks.last_checkpoint import LastCheckpoint, between_epochs
-from hmrl.launched import hold_signals, is_first_process
+from hmrl.terminal import INTERRUPTED, ended_by, hold_signals, is_first_process, stop_signals
 from hmrl.types import SharedError
-
-_STOP = (signal.SIGTERM, signal.SIGINT)
 
 
 class GracefulStop(pl.Callback):
-    """Ends training after the iteration in which any rank was sent SIGTERM or Ctrl-C.
+    """Ends training after the iteration in which any rank was sent SIGTERM, SIGHUP or Ctrl-C.
 
-    Lightning's own SIGTERM handler talks to the other ranks from inside the handler, which can hang; this
-    one takes its place, only sets a flag, and ranks agree on it between iterations. A second Ctrl-C aborts
+    The handler only sets a flag, and ranks agree on it between iterations. A second Ctrl-C aborts
     at once. SLURM's requeue signal is Lightning's to handle, but between two iterations, where a checkpoint
     is whole.
     """
@@ -34,6 +32,7 @@ class GracefulStop(pl.Callback):
         self._requeue: Any = None  # Lightning's handler
         self._stopped = False
         self._before: dict[int, Any] = {}  # the handlers that were there
+        self._waiting = ExitStack()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and self._asked is signal.SIGINT:
@@ -42,7 +41,8 @@ class GracefulStop(pl.Callback):
         if is_first_process():
             again = "; again to abort at once" if signum == signal.SIGINT else ""
             # print() is not safe here: the signal may have come in the middle of one.
-            os.write(2, f"\n{self._asked.name}: stopping after this iteration{again}\n".encode())
+            with suppress(OSError):  # nobody may be listening any more
+                os.write(2, f"\n{self._asked.name}: stopping after this iteration{again}\n".encode())
 
     def _handle_requeue(self, signum: int, frame: FrameType | None) -> None:
         self._requeue_asked = True
@@ -51,15 +51,18 @@ class GracefulStop(pl.Callback):
         if threading.current_thread() is not threading.main_thread():
             return
         connector: Any = trainer._signal_connector
-        connector.register_signal_handlers = lambda: None
-        handlers: dict[int, Any] = dict.fromkeys(_STOP, self._handle)
+        handlers: dict[int, Any] = dict.fromkeys(stop_signals(), self._handle)
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeue = connector._slurm_sigusr_handler_fn
             handlers[environment.requeue_signal or signal.SIGUSR1] = self._handle_requeue
         self._before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+        if trainer.world_size > 1:  # the second Ctrl-C, where this process waits for another
+            say = INTERRUPTED if is_first_process() else ""
+            self._waiting.enter_context(ended_by((signal.SIGINT,), say, times=2, grace=5))
 
     def _hear_no_more(self) -> None:
+        self._waiting.close()
         while self._before:
             signal.signal(*self._before.popitem())
 
@@ -114,6 +117,7 @@ class GracefulStop(pl.Callback):
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher) and not isinstance(exception, SharedError):
             launcher.kill(signal.SIGKILL)
+            launcher.procs.clear()  # Lightning watches them, and would kill this process after them
         self._hear_no_more()
 
     def _agree(self, trainer: pl.Trainer) -> None:

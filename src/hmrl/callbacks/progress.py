@@ -22,7 +22,7 @@ class EnvStepsProgressBar(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._bar: Any = None
-        self._enabled = True
+        self._enabled = self.shown = True
         self._since = self._learning_since = 0.0
         self._steps = 0
 
@@ -46,7 +46,7 @@ class EnvStepsProgressBar(ProgressBar):
             unit_scale=True,
             desc="training",
             dynamic_ncols=True,
-            disable=not self._enabled,
+            disable=not (self._enabled and self.shown),
         )
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:

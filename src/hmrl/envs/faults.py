@@ -20,3 +20,16 @@ def simulator_of(family: str) -> Iterator[None]:
             f"the simulator of family {family!r} failed ({type(error).__name__}: {error}); what was trained "
             "up to the last checkpoint is safe: continue from it"
         ) from error
+
+
+@contextmanager
+def process_of_a_simulator() -> Iterator[None]:
+    """Say so where a process that simulates has ended by itself."""
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise UserError(
+            f"a simulator's process has ended ({type(error).__name__}): it was killed, maybe for want of "
+            "memory; what was trained up to the last checkpoint is safe: continue from it, with fewer "
+            "environments if it happens again"
+        ) from error

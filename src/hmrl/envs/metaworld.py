@@ -19,7 +19,8 @@ from hmrl.envs.benchmarks import (
     metaworld_name,
     short_name,
 )
-from hmrl.envs.faults import simulator_of
+from hmrl.envs.faults import process_of_a_simulator, simulator_of
+from hmrl.envs.workers import workers
 from hmrl.types import EnvStep, FloatArray, UserError
 
 
@@ -137,7 +138,8 @@ class MetaWorldEnvs:
         ]
         self._envs: AsyncVectorEnv | SyncVectorEnv
         if asynchronous:
-            self._envs = AsyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED, context="spawn")
+            with process_of_a_simulator(), workers():
+                self._envs = AsyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
         else:
             self._envs = SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
 
@@ -155,14 +157,19 @@ class MetaWorldEnvs:
             named = zip(self.families, self._slots, strict=True)
             fresh = episode // self._goals.repeats
             seeds = [self._goals.seed_for(family, slot, fresh) for family, slot in named]
-        observation, _ = self._envs.reset(seed=seeds, options={"slot": fixed is not None})
+        with process_of_a_simulator():
+            observation, _ = self._envs.reset(seed=seeds, options={"slot": fixed is not None})
         return np.asarray(observation)
 
     def step(self, action: FloatArray) -> EnvStep:
         """One simulator step with actions ``[B, 4]``."""
-        observation, reward, _, _, info = self._envs.step(action)
+        with process_of_a_simulator():
+            observation, reward, _, _, info = self._envs.step(action)
         return EnvStep(observation, reward, np.asarray(info["success"]) > 0.5)
 
     def close(self) -> None:
         """Free the simulators."""
-        self._envs.close()
+        try:
+            self._envs.close()
+        except (EOFError, ConnectionError):  # one of them is gone
+            self._envs.close(terminate=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 
 from hmrl.envs.benchmarks import GOAL_INDICES, Benchmark, metaworld_name, short_name
+from hmrl.envs.workers import workers
 from hmrl.types import Split
 
 Phase = Literal["adaptation", "evaluation"]
@@ -152,9 +154,10 @@ def make_trial_envs(
         options |= {"split": split, "task_select": "pseudorandom", "terminate_on_success": split == "test"}
         options["train_envs"] = [metaworld_name(f) for f in bench.train]
         options["test_envs"] = [metaworld_name(f) for f in bench.test]
-        envs = gym.make_vec("Meta-World/custom-ml-envs", **options)
+        make = partial(gym.make_vec, "Meta-World/custom-ml-envs", **options)
     else:
         name = metaworld_name(bench.train[0]) if bench.name == "ML1" else bench.name
-        make = metaworld.make_ml_envs_train if split == "train" else metaworld.make_ml_envs_test
-        envs = make(name, **options)
-    return RecordedEnvs(envs, goal_visible)
+        of_split = metaworld.make_ml_envs_train if split == "train" else metaworld.make_ml_envs_test
+        make = partial(of_split, name, **options)
+    with workers():
+        return RecordedEnvs(make(), goal_visible)

@@ -1,0 +1,48 @@
+"""Processes of simulators: where they start, and that they end."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from types import ModuleType
+from weakref import WeakSet
+
+from hmrl.terminal import out_of_reach
+
+_started: WeakSet[BaseProcess] = WeakSet()
+
+
+@contextmanager
+def workers() -> Iterator[None]:
+    """Simulators' processes are to be started inside: this one alone tells them when to end.
+
+    They do not hear signals to the whole group, or Ctrl-C would leave nothing to finish the iteration with.
+    They are spawned, for the threads of PyTorch and of EnvPool do not survive a fork. They do not import the
+    caller's script, which they have no use for: so it needs no ``if __name__ == "__main__"``.
+    """
+    with out_of_reach():
+        resource_tracker.ensure_running()  # it lets signals through where it is first started
+    before, main = multiprocessing.get_start_method(allow_none=True), sys.modules["__main__"]
+    there = set(multiprocessing.active_children())
+    try:
+        multiprocessing.set_start_method("spawn", force=True)
+        sys.modules["__main__"] = ModuleType("__main__")
+        with out_of_reach():
+            yield
+    finally:
+        sys.modules["__main__"] = main
+        multiprocessing.set_start_method(before, force=True)
+        _started.update(set(multiprocessing.active_children()) - there)
+
+
+@atexit.register
+def _end() -> None:
+    """Before multiprocessing waits for processes that do not hear its SIGTERM."""
+    for process in _started:
+        if process.is_alive():
+            process.kill()
