@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from hmrl.cores import keep_to, usable_cores
-from hmrl.provenance import provenance
+from hmrl.system.cores import keep_to, usable_cores
+from hmrl.system.provenance import provenance
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command hmrl does, before PyTorch is imported
 
@@ -97,7 +97,7 @@ def raw_metaworld(strategy: str, steps: int = 100) -> float:
 
 def data_of(benchmark: str = "ML10", each: int = 10, backend: str = "envpool") -> Any:
     """A data module with ``each`` environments a family."""
-    from hmrl.datamodule import MetaWorldDataModule
+    from hmrl.training.datamodule import MetaWorldDataModule
 
     families = ["reach"] if benchmark == "ML1" else []
     return MetaWorldDataModule(benchmark, families, backend=backend, envs_per_family=each)  # type: ignore[arg-type]
@@ -110,8 +110,8 @@ def collecting(
     from unittest.mock import patch
 
     from hmrl.envs.benchmarks import Goals
-    from hmrl.module import HierarchicalMetaRL
-    from hmrl.rollout import collect
+    from hmrl.rollouts.collect import collect
+    from hmrl.training.module import HierarchicalMetaRL
 
     data = data_of(benchmark, each, backend)
     model = HierarchicalMetaRL(
@@ -120,7 +120,7 @@ def collecting(
     envs = data.make_envs(backend, Goals("train", 1, None, 0), each)
 
     def episode(number: int) -> Any:
-        with patch("hmrl.rollout._ENOUGH_FOR_A_GPU", 0):  # on a GPU, if that is asked for
+        with patch("hmrl.rollouts.collect._ENOUGH_FOR_A_GPU", 0):  # on a GPU, if that is asked for
             return collect(
                 envs,
                 model.policy,
@@ -146,8 +146,8 @@ def training(
 
     The first iteration, which builds the simulators, is left out.
     """
-    from hmrl.module import HierarchicalMetaRL
-    from hmrl.trainer import make_trainer
+    from hmrl.training.module import HierarchicalMetaRL
+    from hmrl.training.trainer import make_trainer
 
     gamma = {1: 0.9925, 2: 0.985}[k]  # the same discount a simulator step
     data = data_of(benchmark, each)
@@ -250,8 +250,8 @@ def peak_mib() -> float:
 # The command hmrl, ended where it would make the first training step.
 _UNTIL_TRAINING = """
 import os, sys
-from hmrl.cli import main
-from hmrl.module import HierarchicalMetaRL
+from hmrl.cli.main import main
+from hmrl.training.module import HierarchicalMetaRL
 HierarchicalMetaRL.training_step = lambda *_: os._exit(0)
 main(sys.argv[1:])
 sys.exit("there was no training step")

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch.distributions import kl_divergence
 
-from hmrl import checkpoint
-from hmrl.datamodule import MetaWorldDataModule
 from hmrl.envs.benchmarks import Goals, benchmark
-from hmrl.functional import mutual_information
-from hmrl.module import HierarchicalMetaRL
-from hmrl.rollout import collect, seeded
-from hmrl.types import Acting, Rollout, UserError
+from hmrl.himeta.formulas import mutual_information
+from hmrl.rollouts.collect import collect, seeded
+from hmrl.system.errors import UserError
+from hmrl.training import checkpoint
+from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.module import HierarchicalMetaRL
+from hmrl.types import Acting, Rollout
 
 _SEEN = ("goals_shown", "horizon", "perturbation")  # settings of what the agent sees
 

@@ -4,7 +4,7 @@ python scripts/offline_beliefs.py runs/ml10/checkpoints/last.ckpt
 
 A belief is categorical:K, categorical:GxK (G variables of K categories each) or continuous:WIDTH. Each
 encoder starts anew, with the settings of the checkpoint otherwise, and learns to predict the rewards of
-other steps of the episode (hmrl.beliefs.reward_loss), nothing else. Printed: the squared error on episodes
+other steps of the episode (hmrl.himeta.beliefs.reward_loss), nothing else. Printed: the squared error on episodes
 that were held out, in deviations of the contexts' rewards over all of training, the mean and each seed's, and
 seconds an update. It compares beliefs on the same episodes, no more: part of a reward is given away by the
 step that is asked about, whatever the belief; and what an encoder learns in training, where episodes change
@@ -25,15 +25,16 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from hmrl import checkpoint
-from hmrl.beliefs import reward_loss
-from hmrl.build import build_policy
-from hmrl.compatibility import completed
-from hmrl.config import ActorCriticConfig, TaskEncoderConfig, as_config
-from hmrl.policy import HierarchicalPolicy
-from hmrl.replay import TrajectoryReplay
-from hmrl.rollout import seeded
-from hmrl.types import Acting, Trajectories, UserError
+from hmrl.himeta.beliefs import reward_loss
+from hmrl.himeta.build import build_policy
+from hmrl.himeta.config import ActorCriticConfig, TaskEncoderConfig, as_config
+from hmrl.himeta.policy import HierarchicalPolicy
+from hmrl.rollouts.collect import seeded
+from hmrl.rollouts.replay import TrajectoryReplay
+from hmrl.system.errors import UserError
+from hmrl.training import checkpoint
+from hmrl.training.compatibility import completed
+from hmrl.types import Acting, Trajectories
 
 _QUESTIONS = 500  # of each held-out episode
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hmrl.results import results_path
+from hmrl.results.file import results_path
 
 _NAMES = {"noise_std": "standard deviation of the noise (m)", "missing.probability": "share that is missing"}
 

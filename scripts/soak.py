@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from hmrl.checkpoint import load
-from hmrl.run_dir import newest_checkpoint
+from hmrl.training.checkpoint import load
+from hmrl.training.run_directory import newest_checkpoint
 from integration.conftest import CONFIGS, TINY
 from integration.launch import TESTS
 from integration.runs import assert_same, learning_state, read_rows

@@ -9,17 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hmrl.callbacks import Forgetting, Latents, Video
-    from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
-    from hmrl.curriculum import CurriculumConfig
-    from hmrl.datamodule import MetaWorldDataModule
     from hmrl.envs.benchmarks import Benchmark, World
-    from hmrl.envs.perturb import Perturbation
-    from hmrl.evaluation import EvaluationConfig, TrialConfig
-    from hmrl.module import HierarchicalMetaRL
-    from hmrl.trainer import make_trainer
-    from hmrl.types import Acting, EnvStep, UserError
-    from hmrl.wandb_logger import WandbConfig
+    from hmrl.envs.wrappers.perturb import Perturbation
+    from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig
+    from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
+    from hmrl.system.errors import UserError
+    from hmrl.training.callbacks import Forgetting, Latents, Video
+    from hmrl.training.curriculum import CurriculumConfig
+    from hmrl.training.datamodule import MetaWorldDataModule
+    from hmrl.training.module import HierarchicalMetaRL
+    from hmrl.training.trainer import make_trainer
+    from hmrl.training.wandb_logger import WandbConfig
+    from hmrl.types import Acting, EnvStep
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,17 +47,18 @@ __all__ = [
     "make_trainer",
 ]
 _HOMES = {
-    "callbacks": ("Forgetting", "Latents", "Video"),
-    "config": ("ActorCriticConfig", "MacroVAEConfig", "PPOConfig", "TaskEncoderConfig"),
-    "curriculum": ("CurriculumConfig",),
-    "datamodule": ("MetaWorldDataModule",),
     "envs.benchmarks": ("Benchmark", "World"),
-    "envs.perturb": ("Perturbation",),
-    "evaluation": ("EvaluationConfig", "TrialConfig"),
-    "module": ("HierarchicalMetaRL",),
-    "trainer": ("make_trainer",),
-    "types": ("Acting", "EnvStep", "UserError"),
-    "wandb_logger": ("WandbConfig",),
+    "envs.wrappers.perturb": ("Perturbation",),
+    "evaluation.protocols": ("EvaluationConfig", "TrialConfig"),
+    "himeta.config": ("ActorCriticConfig", "MacroVAEConfig", "PPOConfig", "TaskEncoderConfig"),
+    "system.errors": ("UserError",),
+    "training.callbacks": ("Forgetting", "Latents", "Video"),
+    "training.curriculum": ("CurriculumConfig",),
+    "training.datamodule": ("MetaWorldDataModule",),
+    "training.module": ("HierarchicalMetaRL",),
+    "training.trainer": ("make_trainer",),
+    "training.wandb_logger": ("WandbConfig",),
+    "types": ("Acting", "EnvStep"),
 }
 
 

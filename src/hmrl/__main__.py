@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from hmrl import __version__
-from hmrl.terminal import outlive_output
+from hmrl.system.terminal import outlive_output
 
 _COMMANDS = {
     "fit": "train an agent, or continue training",
@@ -62,20 +62,20 @@ def command() -> None:
     if name in ("-h", "--help", "--version"):
         _help().parse_args([name])
     if name in ("fit", "validate", "test"):
-        from hmrl.cli import main
+        from hmrl.cli.main import main
 
         main()
         return
-    from hmrl.mistakes import one_sentence
-    from hmrl.types import UserError
+    from hmrl.cli.messages import one_sentence
+    from hmrl.system.errors import UserError
 
     with one_sentence():
         if name == "report":
-            from hmrl.report.command import main as report
+            from hmrl.cli.report import main as report
 
             report(arguments)
         elif name == "sweep":
-            from hmrl.sweep import main as sweep
+            from hmrl.cli.sweep import main as sweep
 
             sweep(arguments)
         else:

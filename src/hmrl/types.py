@@ -3,63 +3,24 @@
 Shapes: ``T`` decisions of an episode, ``B`` environments, ``S`` observation, ``A`` action,
 ``K`` belief categories. A width of 0 means that the level is absent: an agent without a task
 encoder has beliefs of shape ``[T, B, 0]``.
-
-Whoever only reads files knows these words, too, so PyTorch is imported where tensors are made.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from hmrl.system.errors import UserError
 
 Split = Literal["train", "test"]
 FloatArray = npt.NDArray[np.floating]
-Metrics: TypeAlias = "dict[str, Tensor]"  # scalars to log, by name
-
-
-class UserError(Exception):
-    """What the user can mend; the command line prints it as one sentence."""
-
-
-class SharedError(UserError):
-    """The same on every rank: the first one speaks for all."""
-
-
-def local_path(given: Any, name: str, *, folder: bool = True) -> Path:
-    """``given`` with ``~`` expanded: where a path comes in, so that all who use it read it alike.
-
-    Args:
-        given: what the user gave.
-        name: of what it was given as.
-        folder: whether it is to be a directory, there already or not.
-
-    Raises:
-        UserError: if it can be none.
-    """
-    text = str(given)
-    if not isinstance(given, str | Path) or not text or "\0" in text:
-        raise UserError(f"{name} is {given!r}, but it must be a path")
-    if re.match(r"[\w+.:-]{2,}:/", text):
-        raise UserError(f"{name} is {text}, but it must be a path on this machine")
-    try:
-        path = Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{name} is {text}, but there is no such home directory") from error
-    there = next(part for part in (path, *path.parents) if os.path.lexists(part) or part == part.parent)
-    if folder and not os.path.isdir(there):
-        raise UserError(f"{name} is {text}: {there} is a file, but it must be a folder")
-    return path
+Metrics = dict[str, Tensor]  # scalars to log, by name
 
 
 @dataclass(frozen=True)
@@ -169,8 +130,6 @@ class TaskEnvs(Protocol):
 
 def _moved(record: Any, device: torch.device | str) -> dict[str, Any]:
     """The tensors among the fields of a dataclass, on ``device``."""
-    from torch import Tensor
-
     values = {f.name: getattr(record, f.name) for f in fields(record)}
     return {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -259,8 +218,6 @@ class Rollout:
 
     def outcomes(self) -> Outcomes:
         """What became of the E * B episodes."""
-        import torch
-
         batch = len(self.family)
         goal = torch.arange(batch, device=self.family.device) if self.goal is None else self.goal
         number = torch.arange(self.episodes, device=self.family.device).repeat_interleave(batch)
@@ -311,6 +268,4 @@ TRAJECTORY_TENSORS = tuple(f.name for f in fields(Trajectories) if f.name != "ep
 
 def family_index(names: Sequence[str], families: Sequence[str]) -> Tensor:
     """Index of each of ``names`` in ``families``. ``[len(names)]`` long"""
-    import torch
-
     return torch.tensor([families.index(name) for name in names])

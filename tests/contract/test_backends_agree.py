@@ -23,12 +23,12 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 import hmrl.envs.metaworld
-from hmrl.agents import ScriptedExpert
 from hmrl.envs import benchmark, make_envs
 from hmrl.envs.benchmarks import HORIZON, Goals, metaworld_name
 from hmrl.envs.envpool import EnvPoolEnvs
 from hmrl.envs.metaworld import GoalEnv, MetaWorldEnvs
-from hmrl.rollout import collect
+from hmrl.evaluation.baselines import ScriptedExpert
+from hmrl.rollouts.collect import collect
 from hmrl.types import Acting, Agent, EnvStep, FloatArray, Rollout, Split, TaskEnvs
 
 ML10 = benchmark("ML10")

@@ -11,11 +11,12 @@ from experts import RandomAgent
 from metaworld import env_dict
 
 import hmrl.envs.metaworld
-from hmrl.datamodule import MetaWorldDataModule
 from hmrl.envs import benchmark, make_envs
 from hmrl.envs.benchmarks import Goals, all_families
-from hmrl.evaluation import EvaluationConfig
-from hmrl.types import Acting, UserError
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.system.errors import UserError
+from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.types import Acting
 
 
 @pytest.mark.parametrize(("name", "train", "test"), [("ML10", 10, 5), ("ML25", 25, 5), ("ML45", 45, 5)])

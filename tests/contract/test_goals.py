@@ -18,8 +18,9 @@ from hmrl.envs import Backend, benchmark, make_envs
 from hmrl.envs.benchmarks import GOAL_INDICES, OBSERVATION_DIM, Benchmark, Goals, all_families
 from hmrl.envs.envpool import EnvPoolEnvs
 from hmrl.envs.metaworld import MetaWorldEnvs
-from hmrl.rollout import collect
-from hmrl.types import Acting, EnvStep, FloatArray, Split, TaskEnvs, UserError
+from hmrl.rollouts.collect import collect
+from hmrl.system.errors import UserError
+from hmrl.types import Acting, EnvStep, FloatArray, Split, TaskEnvs
 
 GOAL = list(GOAL_INDICES)
 BACKENDS: tuple[Backend, Backend] = ("envpool", "metaworld")

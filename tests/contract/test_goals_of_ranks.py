@@ -15,13 +15,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import hmrl.datamodule
 import hmrl.envs.metaworld
-import hmrl.evaluator
-from hmrl.datamodule import MetaWorldDataModule
+import hmrl.evaluation.evaluator
+import hmrl.training.datamodule
 from hmrl.envs import Backend
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM
-from hmrl.evaluation import EvaluationConfig
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.types import Acting
 
 WORLD_SIZES = (1, 2, 5)
@@ -88,8 +88,8 @@ def goals_met(
     monkeypatch.setattr(envpool, "make", Pool)
     monkeypatch.setattr(hmrl.envs.metaworld, "GoalEnv", Simulator)
     monkeypatch.setattr(hmrl.envs.metaworld, "_benchmark_tasks", lambda *_: tasks)
-    monkeypatch.setattr(hmrl.datamodule, "collect", collect)
-    for module_of_hmrl in (hmrl.datamodule, hmrl.evaluator):
+    monkeypatch.setattr(hmrl.training.datamodule, "collect", collect)
+    for module_of_hmrl in (hmrl.training.datamodule, hmrl.evaluation.evaluator):
         monkeypatch.setattr(module_of_hmrl, "rank_and_world_size", lambda: (rank, world_size))
 
     evaluation = EvaluationConfig(2 * ENVS, ENVS)

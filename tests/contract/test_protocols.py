@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hmrl.agents import AgentName
-from hmrl.cli import main
+from hmrl.cli.main import main
 from hmrl.envs import Backend, benchmark, make_envs
 from hmrl.envs.benchmarks import Goals
-from hmrl.envs.recorded import make_trial_envs
-from hmrl.evaluation import Protocol, TrialConfig
+from hmrl.evaluation.baselines import AgentName
+from hmrl.evaluation.protocols import Protocol, TrialConfig
+from hmrl.evaluation.recorded import make_trial_envs
 
 FAMILIES = ("door-close", "reach", "button-press-topdown")
 CUSTOM = (

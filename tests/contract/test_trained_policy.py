@@ -12,8 +12,8 @@ from scipy.stats import fisher_exact, ttest_ind
 
 from hmrl.envs import Backend, benchmark, make_envs
 from hmrl.envs.benchmarks import Goals
-from hmrl.module import HierarchicalMetaRL
-from hmrl.rollout import collect, seeded
+from hmrl.rollouts.collect import collect, seeded
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout, Split
 
 WEIGHTS = Path(__file__).parents[2] / "results/ml10-2m/agent.weights.ckpt"

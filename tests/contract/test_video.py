@@ -15,16 +15,17 @@ import pytest
 import torch
 
 from hmrl import video
-from hmrl.agents import RandomAgent, ScriptedExpert
-from hmrl.callbacks.video import Video
-from hmrl.datamodule import MetaWorldDataModule
+from hmrl.analysis.video import SIZE, STRIP, Camera, FilmedEnvs
 from hmrl.envs import benchmark, make_envs
 from hmrl.envs.benchmarks import Goals
 from hmrl.envs.metaworld import MetaWorldEnvs
-from hmrl.evaluation import EvaluationConfig
-from hmrl.rollout import collect
-from hmrl.types import Acting, Rollout, Split, UserError
-from hmrl.video import SIZE, STRIP, Camera, FilmedEnvs
+from hmrl.evaluation.baselines import RandomAgent, ScriptedExpert
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.rollouts.collect import collect
+from hmrl.system.errors import UserError
+from hmrl.training.callbacks.record_video import Video
+from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.types import Acting, Rollout, Split
 
 BENCH = benchmark("custom", ["reach", "door-open"], ["lever-pull", "push"])  # few families are made sooner
 
@@ -110,9 +111,11 @@ class Blind:
 def unfilmed(trainer: Any, module: Any, family: str, monkeypatch: pytest.MonkeyPatch, path: Path) -> Rollout:
     """The rollout of what would have been filmed."""
     filmed: list[Rollout] = []
-    monkeypatch.setattr("hmrl.callbacks.video.Camera", Blind)
-    monkeypatch.setattr("hmrl.callbacks.video.film", lambda pictures, rollout, *_: filmed.append(rollout))
-    monkeypatch.setattr("hmrl.callbacks.video.write", lambda *_: None)
+    monkeypatch.setattr("hmrl.training.callbacks.record_video.Camera", Blind)
+    monkeypatch.setattr(
+        "hmrl.training.callbacks.record_video.film", lambda pictures, rollout, *_: filmed.append(rollout)
+    )
+    monkeypatch.setattr("hmrl.training.callbacks.record_video.write", lambda *_: None)
     Video(str(path), record=True, families=[family], every=2).on_test_end(trainer, module)
     (rollout,) = filmed
     return rollout
@@ -159,9 +162,9 @@ def test_the_first_test_goal_of_each_family_is_filmed(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("hmrl.callbacks.video.Camera", Spy)
+    monkeypatch.setattr("hmrl.training.callbacks.record_video.Camera", Spy)
     monkeypatch.setattr(
-        "hmrl.callbacks.video.write",
+        "hmrl.training.callbacks.record_video.write",
         lambda path, pictures, every: written.append((path.name, len(pictures), every)),
     )
     families = ["reach", "door-open", "lever-pull"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hmrl.cli import main
+from hmrl.cli.main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GRID = [f"--config={CONFIGS / name}" for name in ("ml10.yaml", "gridworld.yaml")]

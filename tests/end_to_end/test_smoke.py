@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from hmrl.cli import main
+from hmrl.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import hmrl.cli
+import hmrl.cli.main
 from integration.toy import ToyDataModule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -31,4 +31,4 @@ def _quiet_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line on the toy world instead of Meta-World."""
-    monkeypatch.setattr(hmrl.cli, "MetaWorldDataModule", ToyDataModule)
+    monkeypatch.setattr(hmrl.cli.main, "MetaWorldDataModule", ToyDataModule)

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-import hmrl.cli
+import hmrl.cli.main
 from hmrl.__main__ import command
-from hmrl.terminal import is_first_process
+from hmrl.system.terminal import is_first_process
 from integration.toy import ToyDataModule
 
 Act = Callable[[], None]
@@ -109,7 +109,7 @@ EVENTS: dict[str, Callable[[], Patch]] = {
 
 
 if __name__ == "__main__":
-    hmrl.cli.MetaWorldDataModule = ToyDataModule
+    hmrl.cli.main.MetaWorldDataModule = ToyDataModule
     if "EVENT" in os.environ:
         setattr(*EVENTS[os.environ["EVENT"]]())
     command()

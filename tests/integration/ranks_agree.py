@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-import hmrl.beliefs
-import hmrl.module
-from hmrl.beliefs import questions
-from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
-from hmrl.distributed import rank_and_world_size
-from hmrl.evaluation import EvaluationConfig
-from hmrl.losses import ppo_samples
-from hmrl.module import HierarchicalMetaRL
-from hmrl.rollout import collect, seeded
-from hmrl.types import Rollout, UserError
+import hmrl.himeta.beliefs
+import hmrl.training.module
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.himeta.beliefs import questions
+from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
+from hmrl.himeta.losses import ppo_samples
+from hmrl.rollouts.collect import collect, seeded
+from hmrl.system.distributed import rank_and_world_size
+from hmrl.system.errors import UserError
+from hmrl.training.module import HierarchicalMetaRL
+from hmrl.types import Rollout
 from integration.runs import fit
 from integration.toy import STEPS, ToyDataModule, ToyEnvs, tiny_module, toy_data
 
@@ -192,12 +193,12 @@ def learn(
 
     seen = Learning()
     with ExitStack() as patches:
-        patches.enter_context(patch.object(hmrl.module, "ppo_samples", recorded))
+        patches.enter_context(patch.object(hmrl.training.module, "ppo_samples", recorded))
         patches.enter_context(patch.object(Normal, "rsample", noise_of_the_sample))
-        patches.enter_context(patch.object(hmrl.beliefs, "questions", questions_alike))
+        patches.enter_context(patch.object(hmrl.himeta.beliefs, "questions", questions_alike))
         if upper_target_kl is not None:
             patches.enter_context(patch.object(AsMoved, "kl", kl))
-            patches.enter_context(patch.object(hmrl.module, "Movement", AsMoved))
+            patches.enter_context(patch.object(hmrl.training.module, "Movement", AsMoved))
         run = fit(
             folder,
             ITERATIONS * STEPS * 2,

@@ -14,8 +14,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from hmrl.module import HierarchicalMetaRL
-from hmrl.trainer import make_trainer
+from hmrl.training.module import HierarchicalMetaRL
+from hmrl.training.trainer import make_trainer
 from hmrl.types import Rollout
 from integration.toy import STEPS, tiny_module, toy_data
 

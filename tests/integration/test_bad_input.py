@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmrl.cli import HmrlCLI, main
+from hmrl.cli.main import HmrlCLI, main
 from integration.conftest import CONFIGS, TINY
 from integration.toy import ToyDataModule
 

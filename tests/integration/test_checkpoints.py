@@ -12,11 +12,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from hmrl.checkpoint import AtomicCheckpointIO, load, weights_path
-from hmrl.cli import main
-from hmrl.config import ActorCriticConfig, PPOConfig
-from hmrl.module import HierarchicalMetaRL
-from hmrl.types import Acting, UserError
+from hmrl.cli.main import main
+from hmrl.himeta.config import ActorCriticConfig, PPOConfig
+from hmrl.system.errors import UserError
+from hmrl.training.checkpoint import AtomicCheckpointIO, load, weights_path
+from hmrl.training.module import HierarchicalMetaRL
+from hmrl.types import Acting
 from integration.conftest import TINY
 from integration.runs import Run, assert_same, fit, fit_iterations
 from integration.toy import STEPS, tiny_module, tiny_networks, toy_data

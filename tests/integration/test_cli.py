@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from hmrl.cli import main
+from hmrl.cli.main import main
 from integration.conftest import CONFIGS, TINY
 from integration.runs import read_rows
 from integration.toy import STEPS
@@ -161,7 +161,7 @@ def test_a_genuine_fault_keeps_its_traceback(
     def broken(*args: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("hmrl.module.HierarchicalMetaRL.training_step", broken)
+    monkeypatch.setattr("hmrl.training.module.HierarchicalMetaRL.training_step", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         main(["fit", *TINY, "--run_dir", str(tmp_path)])
 

@@ -12,11 +12,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from hmrl.callbacks import Forgetting
-from hmrl.cli import main
-from hmrl.curriculum import CurriculumConfig, backward_transfer, forgetting
-from hmrl.datamodule import MetaWorldDataModule
-from hmrl.evaluation import EvaluationConfig
+from hmrl.cli.main import main
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.training.callbacks import Forgetting
+from hmrl.training.curriculum import CurriculumConfig, backward_transfer, forgetting
+from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.types import Rollout
 from integration.conftest import CONFIGS, TINY
 from integration.launch import run_script

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from hmrl.functional import signed_log
-from hmrl.replay import TrajectoryReplay
+from hmrl.himeta.formulas import signed_log
+from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.types import TRAJECTORY_TENSORS
 from integration.launch import run_script, still_running
 from integration.runs import Run, assert_same, fit, fit_iterations, read_rows

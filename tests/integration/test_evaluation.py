@@ -12,13 +12,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from hmrl.agents import AgentName
-from hmrl.callbacks import SuccessRate
-from hmrl.datamodule import MetaWorldDataModule
-from hmrl.envs.perturb import Missing, Perturbation
-from hmrl.evaluation import EvaluationConfig
-from hmrl.results import describe_protocol
-from hmrl.trainer import BEST_DEFAULTS, make_trainer
+from hmrl.envs.wrappers.perturb import Missing, Perturbation
+from hmrl.evaluation.baselines import AgentName
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.results.file import describe_protocol
+from hmrl.training.callbacks import SuccessRate
+from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.trainer import BEST_DEFAULTS, make_trainer
 from hmrl.types import Acting
 from integration.runs import Run, assert_same, fit, fit_iterations, learning_state, snapshot
 from integration.toy import STEPS, Episode, toy_data

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hmrl.cli import main
+from hmrl.cli.main import main
 from integration.conftest import CONFIGS, TINY
 from integration.toy import STEPS
 

@@ -14,13 +14,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hmrl.checkpoint import load, weights_path
-from hmrl.cli import main
+from hmrl.cli.main import main
 from hmrl.envs import benchmark
 from hmrl.envs.benchmarks import Goals
 from hmrl.envs.envpool import EnvPoolEnvs
 from hmrl.envs.metaworld import MetaWorldEnvs
-from hmrl.types import EnvStep, FloatArray, UserError
+from hmrl.system.errors import UserError
+from hmrl.training.checkpoint import load, weights_path
+from hmrl.types import EnvStep, FloatArray
 from integration.conftest import TINY
 from integration.runs import Run, assert_same, fit_iterations, read_rows
 from integration.toy import STEPS, ToyEnvs, tiny_module, toy_data
@@ -169,7 +170,7 @@ def run_with_limit(arguments: list[str], iteration: int, size: int) -> subproces
     """From ``iteration`` on, no file can grow beyond ``size`` bytes: what a full disk looks like."""
     script = f"""
 import resource, sys
-import hmrl.cli
+import hmrl.cli.main
 from integration.toy import ToyDataModule
 
 def limit(data):
@@ -188,7 +189,7 @@ def make_envs(self, *args, **options):
     return envs
 
 ToyDataModule.make_envs = make_envs
-hmrl.cli.MetaWorldDataModule = ToyDataModule
+hmrl.cli.main.MetaWorldDataModule = ToyDataModule
 hmrl.cli.main(sys.argv[1:])
 """
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
@@ -331,7 +332,7 @@ def test_another_horizon_does_not_fit_the_replay(
 
 HOLD = """
 import sys, time
-from hmrl.run_dir import claim
+from hmrl.training.run_directory import claim
 claim(sys.argv[1])
 print("held", flush=True)
 time.sleep(100)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from hmrl.datamodule import MetaWorldDataModule
-from hmrl.evaluation import EvaluationConfig, TrialConfig
-from hmrl.losses import actor_loss, critic_loss, macro_vae_loss, ppo_samples, task_encoder_loss
-from hmrl.rollout import seeded, where_it_is_faster
-from hmrl.trainer import make_trainer
+from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig
+from hmrl.himeta.losses import actor_loss, critic_loss, macro_vae_loss, ppo_samples, task_encoder_loss
+from hmrl.rollouts.collect import seeded, where_it_is_faster
+from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.trainer import make_trainer
 from hmrl.types import Acting
 from integration.runs import assert_same, fit, fit_iterations, learning_state
 from integration.toy import STEPS, tiny_module, tiny_networks, toy_data

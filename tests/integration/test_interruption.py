@@ -15,11 +15,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import hmrl.cli
-from hmrl.callbacks import SuccessRate
-from hmrl.checkpoint import load
-from hmrl.cli import HmrlCLI, main
-from hmrl.module import HierarchicalMetaRL
+import hmrl.cli.main
+from hmrl.cli.main import HmrlCLI, main
+from hmrl.training.callbacks import SuccessRate
+from hmrl.training.checkpoint import load
+from hmrl.training.module import HierarchicalMetaRL
 from integration.conftest import TINY
 from integration.interrupted import (
     Patch,
@@ -65,7 +65,7 @@ def assert_goes_on(tmp_path_factory: pytest.TempPathFactory) -> GoesOn:
     straight = tmp_path_factory.mktemp("straight")
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as context:
-        context.setattr(hmrl.cli, "MetaWorldDataModule", ToyDataModule)
+        context.setattr(hmrl.cli.main, "MetaWorldDataModule", ToyDataModule)
         main(command(straight))
     expected = read_rows(straight), learning_state(load(straight / "checkpoints" / "last.ckpt"))
 

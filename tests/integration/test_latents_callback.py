@@ -16,13 +16,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hmrl.callbacks.latents import Latents
-from hmrl.config import MacroVAEConfig
-from hmrl.evaluation import EvaluationConfig
-from hmrl.functional import agreement
-from hmrl.latents import Episodes, analyse
-from hmrl.trainer import make_trainer
-from hmrl.types import Rollout, UserError
+from hmrl.analysis.latents import Episodes, analyse
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.himeta.config import MacroVAEConfig
+from hmrl.himeta.formulas import agreement
+from hmrl.system.errors import UserError
+from hmrl.training.callbacks.latent_analysis import Latents
+from hmrl.training.trainer import make_trainer
+from hmrl.types import Rollout
 from integration.runs import Recorder, Run, assert_same, fit_iterations, learning_state
 from integration.toy import STEPS, tiny_module, toy_data
 

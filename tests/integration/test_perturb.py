@@ -16,11 +16,11 @@ import torch
 
 from hmrl.envs import Backend, benchmark, make_envs
 from hmrl.envs.benchmarks import Goals
-from hmrl.envs.nonstationary import Change
-from hmrl.envs.perturb import Missing, Perturbation, PerturbedEnvs, sensors_of
-from hmrl.evaluation import EvaluationConfig
-from hmrl.trainer import make_trainer
-from hmrl.types import UserError
+from hmrl.envs.wrappers.nonstationary import Change
+from hmrl.envs.wrappers.perturb import Missing, Perturbation, PerturbedEnvs, sensors_of
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.system.errors import UserError
+from hmrl.training.trainer import make_trainer
 from integration.runs import Recorder, Run, assert_same, fit, fit_iterations, learning_state
 from integration.toy import STEPS, ToyDataModule, ToyEnvs, tiny_module, toy_data
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from hmrl.cli import main
-from hmrl.datamodule import MetaWorldDataModule
-from hmrl.evaluation import EvaluationConfig
-from hmrl.results import describe_protocol
+from hmrl.cli.main import main
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.results.file import describe_protocol
+from hmrl.training.datamodule import MetaWorldDataModule
 from integration.conftest import CONFIGS, TINY
 
 pytestmark = pytest.mark.usefixtures("toy_world")

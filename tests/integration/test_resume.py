@@ -16,13 +16,14 @@ import pytorch_lightning as pl
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hmrl.callbacks import LastCheckpoint
-from hmrl.cli import main
-from hmrl.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
-from hmrl.csv_logger import ContinuedCSVLogger
-from hmrl.datamodule import MetaWorldDataModule
-from hmrl.evaluation import EvaluationConfig
-from hmrl.types import Acting, UserError
+from hmrl.cli.main import main
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.himeta.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
+from hmrl.system.errors import UserError
+from hmrl.training.callbacks import LastCheckpoint
+from hmrl.training.csv_logger import ContinuedCSVLogger
+from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.types import Acting
 from integration.conftest import TINY
 from integration.runs import Run, assert_same, fit, fit_iterations, learning_state, read_rows
 from integration.toy import STEPS, tiny_module, tiny_networks, toy_data
@@ -159,7 +160,7 @@ def test_rows_beyond_the_checkpoint_are_written_anew(tmp_path: Path) -> None:
 
 KILLED = """
 import os, sys
-import hmrl.cli
+import hmrl.cli.main
 from integration.toy import ToyDataModule
 
 def die_in_iteration_4(data):
@@ -167,7 +168,7 @@ def die_in_iteration_4(data):
         os._exit(9)
 
 ToyDataModule.on_training_step = die_in_iteration_4
-hmrl.cli.MetaWorldDataModule = ToyDataModule
+hmrl.cli.main.MetaWorldDataModule = ToyDataModule
 hmrl.cli.main(sys.argv[1:])
 """
 

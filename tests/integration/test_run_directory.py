@@ -11,12 +11,12 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hmrl.callbacks import EnvStepBudget
-from hmrl.checkpoint import load
-from hmrl.cli import main
-from hmrl.report.command import main as report
-from hmrl.trainer import make_trainer
-from hmrl.types import UserError
+from hmrl.cli.main import main
+from hmrl.cli.report import main as report
+from hmrl.system.errors import UserError
+from hmrl.training.callbacks import EnvStepBudget
+from hmrl.training.checkpoint import load
+from hmrl.training.trainer import make_trainer
 from integration.conftest import TINY
 from integration.runs import Run, fit_iterations, read_rows
 from integration.toy import STEPS, ToyDataModule
@@ -249,7 +249,7 @@ def test_the_configuration_of_a_continued_run_begins_another_one(
 
     fit(tmp_path / "run", 1)
     with monkeypatch.context() as patch:
-        patch.setattr("hmrl.cli.loggers", no_loggers)
+        patch.setattr("hmrl.cli.main.loggers", no_loggers)
         fit(tmp_path / "run", 2, "--ckpt_path", "last", "--overwrite", "true")
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     for configuration in (saved, *told):

@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from hmrl.stream import RolloutStream
+from hmrl.rollouts.stream import RolloutStream
 from integration.runs import Run, checksum, fit, fit_iterations
 from integration.toy import HORIZON, tiny_module, toy_data
 

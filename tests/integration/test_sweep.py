@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-import hmrl.checkpoint
-import hmrl.sweep
-from hmrl.cores import share_of_cores, usable_cores
-from hmrl.sweep import main, read
-from hmrl.types import UserError
+import hmrl.cli.sweep
+import hmrl.training.checkpoint
+from hmrl.cli.sweep import main, read
+from hmrl.system.cores import share_of_cores, usable_cores
+from hmrl.system.errors import UserError
 
 BUDGET = 100
 
@@ -52,10 +52,10 @@ class Commands:
         self.steps: dict[str, int] = {}  # that training gets to, by run
         self.fails: set[str] = set()
         self.cores: set[tuple[int, ...]] = set()  # that commands were bound to
-        monkeypatch.setattr(hmrl.sweep.Runner, "_run", lambda runner, command, log: self.run(command))
-        monkeypatch.setattr(hmrl.sweep, "report", self.reported.append)
-        monkeypatch.setattr(hmrl.checkpoint, "load", lambda path: json.loads(Path(path).read_text()))
-        monkeypatch.setattr(hmrl.checkpoint, "env_steps_of", lambda content: content["env_steps"])
+        monkeypatch.setattr(hmrl.cli.sweep.Runner, "_run", lambda runner, command, log: self.run(command))
+        monkeypatch.setattr(hmrl.cli.sweep, "report", self.reported.append)
+        monkeypatch.setattr(hmrl.training.checkpoint, "load", lambda path: json.loads(Path(path).read_text()))
+        monkeypatch.setattr(hmrl.training.checkpoint, "env_steps_of", lambda content: content["env_steps"])
 
     def run(self, command: list[str]) -> int:
         arguments = command[3:]
@@ -141,7 +141,7 @@ def test_runs_side_by_side_have_cores_of_their_own(
 
 @pytest.mark.parametrize(("cores", "jobs"), [(1, 1), (2, 2), (7, 3), (2, 5)])
 def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch, cores: int, jobs: int) -> None:
-    monkeypatch.setattr("hmrl.cores.usable_cores", lambda: list(range(10, 10 + cores)))
+    monkeypatch.setattr("hmrl.system.cores.usable_cores", lambda: list(range(10, 10 + cores)))
     shares = [share_of_cores(job, jobs) for job in range(jobs)]
     assert all(shares)
     assert {core for share in shares for core in share} == set(range(10, 10 + cores))
@@ -173,8 +173,8 @@ while :; do sleep 0.05; done
 """
 _SWEEP = """
 import sys
-from hmrl.mistakes import one_sentence
-from hmrl.sweep import main
+from hmrl.cli.messages import one_sentence
+from hmrl.cli.sweep import main
 sys.executable = sys.argv.pop(1)
 with one_sentence():
     main(sys.argv[1:])

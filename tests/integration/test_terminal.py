@@ -15,7 +15,7 @@ from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
 
 import pytest
 
-from hmrl.checkpoint import load
+from hmrl.training.checkpoint import load
 from integration.conftest import CONFIGS, TINY
 from integration.launch import TESTS, free_port
 from integration.toy import STEPS
@@ -210,7 +210,7 @@ import numpy as np
 
 from hmrl.envs.benchmarks import Goals, benchmark
 from hmrl.envs.metaworld import MetaWorldEnvs
-from hmrl.envs.recorded import make_trial_envs
+from hmrl.evaluation.recorded import make_trial_envs
 
 print("once")
 ml1 = benchmark("ML1", ["reach"], [])

@@ -11,10 +11,10 @@ import torch
 from metaworld.evaluation import metalearning_evaluation
 
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
-from hmrl.envs.recorded import RecordedEnvs
-from hmrl.module import HierarchicalMetaRL
-from hmrl.protocol import TrialAgent
-from hmrl.rollout import collect, seeded
+from hmrl.evaluation.metaworld_protocol import TrialAgent
+from hmrl.evaluation.recorded import RecordedEnvs
+from hmrl.rollouts.collect import collect, seeded
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, ActorStep, Carry
 from integration.toy import HORIZON, ToyEnvs, tiny_module, toy_data
 

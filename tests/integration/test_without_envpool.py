@@ -15,7 +15,7 @@ from integration.runs import read_rows
 _BLOCKED = """
 import sys
 sys.modules["envpool"] = None  # any import of it fails
-import hmrl.cli
+import hmrl.cli.main
 hmrl.cli.main(sys.argv[1:])
 """
 _REACH = ["--data.benchmark", "ML1", "--data.train_families", "[reach]", "--data.envs_per_family", "4"]

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
-from hmrl.datamodule import MetaWorldDataModule
-from hmrl.distributed import rank_and_world_size
 from hmrl.envs import Backend
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
-from hmrl.evaluation import EvaluationConfig
-from hmrl.module import HierarchicalMetaRL
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
+from hmrl.system.distributed import rank_and_world_size
+from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import EnvStep, FloatArray, TaskEnvs
 
 HORIZON = 13  # odd: the last decision of two simulator steps is cut short

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from pytorch_lightning.strategies import DDPStrategy
 
-import hmrl.cli
-from hmrl.distributed import rank_and_world_size
+import hmrl.cli.main
+from hmrl.system.distributed import rank_and_world_size
 from hmrl.types import EnvStep, TaskEnvs
 from integration.toy import ToyDataModule
 
@@ -55,5 +55,5 @@ def faulty(taken: EnvStep) -> EnvStep:
 
 
 if __name__ == "__main__":
-    hmrl.cli.MetaWorldDataModule = CommandDataModule  # type: ignore[misc]
+    hmrl.cli.main.MetaWorldDataModule = CommandDataModule  # type: ignore[misc]
     hmrl.cli.main(sys.argv[1:])

@@ -11,9 +11,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from hmrl.callbacks import SuccessRate
-from hmrl.evaluation import EvaluationConfig
-from hmrl.replay import TrajectoryReplay
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.rollouts.replay import TrajectoryReplay
+from hmrl.training.callbacks import SuccessRate
 from hmrl.types import Acting
 from integration.runs import Recorder, fit
 from integration.toy import STEPS, tiny_networks, toy_data

@@ -13,12 +13,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
-from hmrl.module import HierarchicalMetaRL
-from hmrl.policy import HierarchicalPolicy
-from hmrl.replay import TrajectoryReplay
-from hmrl.rollout import collect, seeded
-from hmrl.stream import RolloutStream
+from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
+from hmrl.himeta.policy import HierarchicalPolicy
+from hmrl.rollouts.collect import collect, seeded
+from hmrl.rollouts.replay import TrajectoryReplay
+from hmrl.rollouts.stream import RolloutStream
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import EnvStep, Rollout, Trajectories
 
 S, A, K, T, B = 7, 2, 3, 6, 4
@@ -198,7 +198,7 @@ def play(
     """A training rollout of ``agent`` in a toy world, on the random stream ``key``.
 
     Args:
-        changes: of what :func:`hmrl.rollout.collect` is given.
+        changes: of what :func:`hmrl.rollouts.collect.collect` is given.
     """
     options: dict[str, Any] = {"episode": 0, "acting": agent.acting, "families": FAMILIES}
     options |= {"split": "train", "mode": "training"} | changes

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
-import hmrl.beliefs
-from hmrl.beliefs import belief_loss, mixture_loss
-from hmrl.diagnostics import beliefs_of, rollout_metrics
-from hmrl.losses import imputation_loss
-from hmrl.module import HierarchicalMetaRL
-from hmrl.networks.task_encoder import MixtureEncoder
-from hmrl.rollout import seeded
+import hmrl.himeta.beliefs
+from hmrl.himeta.beliefs import belief_loss, mixture_loss
+from hmrl.himeta.diagnostics import beliefs_of, rollout_metrics
+from hmrl.himeta.losses import imputation_loss
+from hmrl.himeta.networks.task_encoder import MixtureEncoder
+from hmrl.rollouts.collect import seeded
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout
 
 from .helpers import (
@@ -147,7 +147,7 @@ def randints(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         drawn.append(randint(*args, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(hmrl.beliefs.torch, "randint", noted)
+    monkeypatch.setattr(hmrl.himeta.beliefs.torch, "randint", noted)
     return drawn
 
 

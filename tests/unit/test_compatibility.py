@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from hmrl.compatibility import network_differences, settings_since
-from hmrl.types import Acting, UserError
+from hmrl.system.errors import UserError
+from hmrl.training.compatibility import network_differences, settings_since
+from hmrl.types import Acting
 
 from .helpers import build_module, encoder_config, fit, iteration_batch, random_rollout, vae_config
 

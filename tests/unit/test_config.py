@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from hmrl.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
-from hmrl.evaluation import EvaluationConfig
-from hmrl.types import Acting, UserError
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
+from hmrl.system.errors import UserError
+from hmrl.types import Acting
 
 KEYS: dict[type, str] = {
     TaskEncoderConfig: "model.task_encoder",

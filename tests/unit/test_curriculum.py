@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from hmrl.callbacks.forgetting import heat_map
-from hmrl.curriculum import CurriculumConfig, Schedule, backward_transfer, forgetting, learnt_before
-from hmrl.diagnostics import rollout_metrics
-from hmrl.functional import standardize
-from hmrl.normalizer import RewardScaler
-from hmrl.types import UserError
+from hmrl.himeta.diagnostics import rollout_metrics
+from hmrl.himeta.formulas import standardize
+from hmrl.himeta.normalizer import RewardScaler
+from hmrl.system.errors import UserError
+from hmrl.training.callbacks.forgetting import heat_map
+from hmrl.training.curriculum import CurriculumConfig, Schedule, backward_transfer, forgetting, learnt_before
 from unit.helpers import random_rollout
 
 FAMILIES = ("reach", "push", "sweep", "door-open")

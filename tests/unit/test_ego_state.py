@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from hmrl.config import MacroVAEConfig
-from hmrl.datamodule import MetaWorldDataModule
 from hmrl.envs.benchmarks import GRID_WORLD, META_WORLD
-from hmrl.evaluation import EvaluationConfig
-from hmrl.losses import macro_vae_loss
-from hmrl.module import HierarchicalMetaRL
-from hmrl.types import Acting, Trajectories, UserError
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.himeta.config import MacroVAEConfig
+from hmrl.himeta.losses import macro_vae_loss
+from hmrl.system.errors import UserError
+from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.module import HierarchicalMetaRL
+from hmrl.types import Acting, Trajectories
 
 GRID = {"benchmark": "GridWorld", "backend": "gridworld", "horizon": 5, "test": EvaluationConfig()}
 HAND = [0, 1, 2, 3, 18, 19, 20, 21]

@@ -89,7 +89,7 @@ def test_every_public_name_is_there() -> None:
     for name in hmrl.__all__:
         assert getattr(hmrl, name) is not None
         assert name in dir(hmrl)
-    from hmrl.module import HierarchicalMetaRL
+    from hmrl.training.module import HierarchicalMetaRL
 
     assert hmrl.HierarchicalMetaRL is HierarchicalMetaRL
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from hmrl.functional import (
+from hmrl.himeta.formulas import (
     agreement,
     agreements,
     categorical_regulariser,

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmrl.losses import actor_loss, critic_loss, macro_vae_loss, ppo_samples, task_encoder_loss
-from hmrl.module import HierarchicalMetaRL
-from hmrl.types import Acting, UserError
+from hmrl.himeta.losses import actor_loss, critic_loss, macro_vae_loss, ppo_samples, task_encoder_loss
+from hmrl.system.errors import UserError
+from hmrl.training.module import HierarchicalMetaRL
+from hmrl.types import Acting
 
 from .helpers import (
     A,

@@ -12,13 +12,13 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from hmrl.agents import GridWorldExpert, RandomAgent, choose_agent
 from hmrl.envs import benchmark, make_envs
 from hmrl.envs import gridworld as grid
 from hmrl.envs.benchmarks import GRID_WORLD, Goals
 from hmrl.envs.gridworld import GridWorldEnv, GridWorldEnvs, Points
 from hmrl.envs.layouts import CELLS, TEST_LAYOUTS, TRAIN_LAYOUTS, layout
-from hmrl.rollout import collect
+from hmrl.evaluation.baselines import GridWorldExpert, RandomAgent, choose_agent
+from hmrl.rollouts.collect import collect
 from hmrl.types import Acting
 
 LAYOUTS = (*TRAIN_LAYOUTS, *TEST_LAYOUTS)

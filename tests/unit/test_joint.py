@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmrl.beliefs import belief_loss
-from hmrl.functional import gae
-from hmrl.joint import JointBatch, joint_batch, joint_loss
-from hmrl.losses import actor_loss, critic_loss, imputation_loss, ppo_samples
-from hmrl.module import HierarchicalMetaRL
-from hmrl.rollout import seeded
-from hmrl.types import Acting, Rollout, UserError
+from hmrl.himeta.beliefs import belief_loss
+from hmrl.himeta.formulas import gae
+from hmrl.himeta.joint import JointBatch, joint_batch, joint_loss
+from hmrl.himeta.losses import actor_loss, critic_loss, imputation_loss, ppo_samples
+from hmrl.rollouts.collect import seeded
+from hmrl.system.errors import UserError
+from hmrl.training.module import HierarchicalMetaRL
+from hmrl.types import Acting, Rollout
 
 from .helpers import ToyEnvs, build_module, encoder_config, fit, iteration_batch, play, vae_config
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from hmrl.module import HierarchicalMetaRL
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout
 
 from .helpers import FAMILIES, ToyEnvs, build_module, encoder_config, load_script, play, vae_config

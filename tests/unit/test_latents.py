@@ -11,11 +11,19 @@ import torch
 from matplotlib.collections import PathCollection
 from torch import Tensor
 
-from hmrl import figures
-from hmrl.functional import GoalStrategy, goal_steps
-from hmrl.latents import Episodes, MacroFindings, analyse, decoder_errors, family_probe, pearson, scalars
-from hmrl.losses import macro_vae_loss
-from hmrl.module import HierarchicalMetaRL
+from hmrl.analysis import figures
+from hmrl.analysis.latents import (
+    Episodes,
+    MacroFindings,
+    analyse,
+    decoder_errors,
+    family_probe,
+    pearson,
+    scalars,
+)
+from hmrl.himeta.formulas import GoalStrategy, goal_steps
+from hmrl.himeta.losses import macro_vae_loss
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout
 from unit.helpers import (
     EGO,

@@ -39,22 +39,25 @@ GRAPH = {name: imports(path) for name, path in MODULES.items()}
 
 
 def test_imports_are_seen() -> None:
-    assert {"hmrl.build", "hmrl.losses"} <= GRAPH["hmrl.module"]
-    assert "hmrl.checkpoint" in GRAPH["hmrl.cli"]  # from hmrl import checkpoint
+    assert {"hmrl.himeta.build", "hmrl.himeta.losses"} <= GRAPH["hmrl.training.module"]
+    assert "hmrl.training.checkpoint" in GRAPH["hmrl.cli.main"]  # from hmrl.training import checkpoint
 
 
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
         ("hmrl.types", set()),
-        ("hmrl.terminal", set()),
-        ("hmrl.distributed", {"hmrl.terminal", "hmrl.types"}),
-        ("hmrl.functional", {"hmrl.distributed"}),
-        ("hmrl.normalizer", {"hmrl.distributed", "hmrl.functional"}),
-        ("hmrl.config", {"hmrl.functional", "hmrl.normalizer", "hmrl.rules", "hmrl.types"}),
-        ("hmrl.replay", {"hmrl.types"}),
-        ("hmrl.rollout", {"hmrl.types"}),
-        ("hmrl.metrics", {"hmrl.functional", "hmrl.types"}),
+        ("hmrl.system.terminal", set()),
+        ("hmrl.system.distributed", {"hmrl.system.terminal", "hmrl.types"}),
+        ("hmrl.himeta.formulas", {"hmrl.system.distributed"}),
+        ("hmrl.himeta.normalizer", {"hmrl.system.distributed", "hmrl.himeta.formulas"}),
+        (
+            "hmrl.himeta.config",
+            {"hmrl.himeta.formulas", "hmrl.himeta.normalizer", "hmrl.himeta.rules", "hmrl.types"},
+        ),
+        ("hmrl.rollouts.replay", {"hmrl.types"}),
+        ("hmrl.rollouts.collect", {"hmrl.types"}),
+        ("hmrl.evaluation.metrics", {"hmrl.himeta.formulas", "hmrl.types"}),
     ],
 )
 def test_what_stands_below_knows_little(module: str, allowed: set[str]) -> None:
@@ -64,8 +67,8 @@ def test_what_stands_below_knows_little(module: str, allowed: set[str]) -> None:
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("networks", {"hmrl.functional", "hmrl.types"}),
-        ("envs", {"hmrl.cores", "hmrl.terminal", "hmrl.types"}),
+        ("networks", {"hmrl.himeta.formulas", "hmrl.types"}),
+        ("envs", {"hmrl.system.cores", "hmrl.system.terminal", "hmrl.types"}),
     ],
 )
 def test_packages_know_themselves_and_the_vocabulary(package: str, allowed: set[str]) -> None:
@@ -92,8 +95,8 @@ def test_module_and_datamodule_never_meet() -> None:
                 todo.append(n)
         return seen
 
-    assert "hmrl.datamodule" not in reachable("hmrl.module")
-    assert "hmrl.module" not in reachable("hmrl.datamodule")
+    assert "hmrl.training.datamodule" not in reachable("hmrl.training.module")
+    assert "hmrl.training.module" not in reachable("hmrl.training.datamodule")
 
 
 def test_no_cycles() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from hmrl.losses import actor_loss, average, critic_loss, macro_vae_loss, task_encoder_loss
-from hmrl.module import HierarchicalMetaRL
+from hmrl.himeta.losses import actor_loss, average, critic_loss, macro_vae_loss, task_encoder_loss
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting
 
 from .helpers import (

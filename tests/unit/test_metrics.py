@@ -10,8 +10,8 @@ import pytest
 import torch
 from torchmetrics.utilities import dim_zero_sum
 
-from hmrl.diagnostics import rollout_metrics
-from hmrl.metrics import FamilyOutcomes
+from hmrl.evaluation.metrics import FamilyOutcomes
+from hmrl.himeta.diagnostics import rollout_metrics
 from hmrl.types import Rollout
 
 from .helpers import FAMILIES, T, random_rollout

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-import hmrl.module
-from hmrl.functional import log_reward
-from hmrl.module import HierarchicalMetaRL
-from hmrl.policy import HierarchicalPolicy
+import hmrl.training.module
+from hmrl.himeta.formulas import log_reward
+from hmrl.himeta.policy import HierarchicalPolicy
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout
 
 from .helpers import (
@@ -46,13 +46,13 @@ def iterate(module: HierarchicalMetaRL, rollout: Rollout | None = None) -> dict[
 def spied_batches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """What the actor's loss is given, batch by batch."""
     batches: list[dict[str, Tensor]] = []
-    loss = hmrl.module.actor_loss
+    loss = hmrl.training.module.actor_loss
 
     def spy(policy: Any, batch: dict[str, Tensor], ppo: Any) -> Any:
         batches.append(batch)
         return loss(policy, batch, ppo)
 
-    monkeypatch.setattr(hmrl.module, "actor_loss", spy)
+    monkeypatch.setattr(hmrl.training.module, "actor_loss", spy)
     return batches
 
 
@@ -335,13 +335,13 @@ def test_the_vae_learns_from_the_beliefs_that_act(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("level", ["task_encoder", "macro_vae"])
 def test_dropout_is_active_only_in_the_level_that_learns(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = build_module(encoder_config(), vae_config())
-    loss, modes = getattr(hmrl.module, f"{level}_loss"), []
+    loss, modes = getattr(hmrl.training.module, f"{level}_loss"), []
 
     def spy(*args: Any) -> Any:
         modes.append([name for name, part in module.policy.named_children() if part.training])
         return loss(*args)
 
-    monkeypatch.setattr(hmrl.module, f"{level}_loss", spy)
+    monkeypatch.setattr(hmrl.training.module, f"{level}_loss", spy)
     iterate(module)
     assert modes == [[level]]
 

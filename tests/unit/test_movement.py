@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hmrl.diagnostics import Movement
+from hmrl.himeta.diagnostics import Movement
 
 from .helpers import build_module, encoder_config, random_rollout, vae_config
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from hmrl.functional import bounded
-from hmrl.networks.actor_critic import Actor, Critic
-from hmrl.networks.macro_vae import MacroVAE
-from hmrl.networks.mlp import mlp
-from hmrl.networks.task_encoder import MixtureEncoder, TaskEncoder
+from hmrl.himeta.formulas import bounded
+from hmrl.himeta.networks.actor_critic import Actor, Critic
+from hmrl.himeta.networks.macro_vae import MacroVAE
+from hmrl.himeta.networks.mlp import mlp
+from hmrl.himeta.networks.task_encoder import MixtureEncoder, TaskEncoder
 
 S, A, K, E = 7, 2, 3, 4
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmrl.functional import log_reward
-from hmrl.normalizer import RewardScaler, RunningMoments
+from hmrl.himeta.formulas import log_reward
+from hmrl.himeta.normalizer import RewardScaler, RunningMoments
 
 
 def merged(batches: list[tuple[Tensor, Tensor]], dim: int, groups: int) -> RunningMoments:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hmrl.replay import TrajectoryReplay
-from hmrl.types import UserError
+from hmrl.rollouts.replay import TrajectoryReplay
+from hmrl.system.errors import UserError
 
 from .helpers import build_module, encoder_config, load_script, random_rollout, vae_config
 

@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from hmrl.shipped import CONFIGS, config_file
+from hmrl.cli.shipped import CONFIGS, config_file
 
 ROOT = Path(__file__).parents[2]
 DEPENDENCIES = [
@@ -46,7 +46,7 @@ def test_a_wheel_has_every_configuration_and_finds_it_by_name(tmp_path: Path) ->
         archive.extractall(installed)
     shipped = {p.relative_to(installed / "hmrl/configs") for p in installed.glob("hmrl/configs/**/*.yaml")}
     assert shipped == {p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml")}
-    code = "from hmrl.shipped import config_file; print(config_file('experiments/flat'))"
+    code = "from hmrl.cli.shipped import config_file; print(config_file('experiments/flat'))"
     found = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hmrl.envs.nonstationary import Change
-from hmrl.envs.perturb import Missing, Perturbation, PerturbedEnvs, sensors_of
-from hmrl.types import EnvStep, FloatArray, UserError
+from hmrl.envs.wrappers.nonstationary import Change
+from hmrl.envs.wrappers.perturb import Missing, Perturbation, PerturbedEnvs, sensors_of
+from hmrl.system.errors import UserError
+from hmrl.types import EnvStep, FloatArray
 
 FAMILIES = ("reach", "push")
 S, A = 6, 2

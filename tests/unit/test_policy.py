@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from hmrl.build import build_policy
-from hmrl.config import ActorCriticConfig
-from hmrl.losses import macro_vae_loss
-from hmrl.module import HierarchicalMetaRL
-from hmrl.policy import HierarchicalPolicy, _donors
-from hmrl.types import Acting, Rollout, UserError
+from hmrl.himeta.build import build_policy
+from hmrl.himeta.config import ActorCriticConfig
+from hmrl.himeta.losses import macro_vae_loss
+from hmrl.himeta.policy import HierarchicalPolicy, _donors
+from hmrl.system.errors import UserError
+from hmrl.training.module import HierarchicalMetaRL
+from hmrl.types import Acting, Rollout
 
 from .helpers import (
     EGO,

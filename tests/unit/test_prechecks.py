@@ -12,11 +12,12 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins import MixedPrecision
 
-from hmrl.datamodule import MetaWorldDataModule
-from hmrl.envs.nonstationary import Change
-from hmrl.envs.perturb import Perturbation
-from hmrl.evaluation import EvaluationConfig
-from hmrl.prechecks import (
+from hmrl.envs.wrappers.nonstationary import Change
+from hmrl.envs.wrappers.perturb import Perturbation
+from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.system.errors import UserError
+from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.prechecks import (
     check_best,
     check_data,
     check_evaluation_is_whole,
@@ -24,8 +25,7 @@ from hmrl.prechecks import (
     check_seed,
     check_trainer,
 )
-from hmrl.trainer import TRAINER_DEFAULTS, make_trainer
-from hmrl.types import UserError
+from hmrl.training.trainer import TRAINER_DEFAULTS, make_trainer
 
 NOISE = Perturbation(noise_std=0.1)
 GRID = {"backend": "gridworld", "horizon": 24, "test": EvaluationConfig(50, 5)}

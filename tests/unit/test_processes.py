@@ -8,8 +8,8 @@ import pytest
 import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
-from hmrl.processes import accelerator_for, process_count, strategy_for
-from hmrl.types import UserError
+from hmrl.system.errors import UserError
+from hmrl.training.processes import accelerator_for, process_count, strategy_for
 
 DDP = "ddp_find_unused_parameters_true"
 

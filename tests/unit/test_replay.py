@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmrl.replay import TrajectoryReplay, deal
-from hmrl.types import TRAJECTORY_TENSORS, Rollout, Trajectories, UserError
+from hmrl.rollouts.replay import TrajectoryReplay, deal
+from hmrl.system.errors import UserError
+from hmrl.types import TRAJECTORY_TENSORS, Rollout, Trajectories
 
 from .helpers import A, S, T, random_rollout
 

@@ -9,20 +9,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hmrl.report
 import numpy as np
 import pytest
+from hmrl.report import figures, summary
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy.stats import ttest_1samp, ttest_ind
 
-import hmrl.report
-from hmrl.report import figures, summary
-from hmrl.report.command import main
-from hmrl.report.methods import group
-from hmrl.report.runs import read_run
-from hmrl.report.statistics import Estimate
-from hmrl.report.tables import cell, reached_cell
-from hmrl.types import UserError
+from hmrl.cli.report import main
+from hmrl.results.methods import group
+from hmrl.results.reading import read_run
+from hmrl.results.statistics import Estimate
+from hmrl.results.tables import cell, reached_cell
+from hmrl.system.errors import UserError
 
 from .report_helpers import FAMILIES, TEST, TRAIN, result, rising, write_metrics, write_result, write_seed
 
@@ -550,7 +550,7 @@ def test_refuses_more_methods_than_colours(tmp_path: Path) -> None:
 
 def test_matplotlib_is_imported_when_a_report_is_drawn() -> None:
     """Not when the command line is read: training shall not wait for it."""
-    code = "import sys, hmrl.report.command; print('matplotlib' in sys.modules)"
+    code = "import sys, hmrl.cli.report; print('matplotlib' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout.strip() == "False"
 

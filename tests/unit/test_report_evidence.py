@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from hmrl.report.command import main
-from hmrl.report.evidence import forgetting_table, latents_table
-from hmrl.report.methods import group
-from hmrl.report.runs import read_run
-from hmrl.types import UserError
+from hmrl.cli.report import main
+from hmrl.results.evidence import forgetting_table, latents_table
+from hmrl.results.methods import group
+from hmrl.results.reading import read_run
+from hmrl.system.errors import UserError
 
 from .report_helpers import TRAIN, result, write_result, write_seed
 

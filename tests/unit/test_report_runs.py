@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hmrl.report.methods import group
-from hmrl.report.runs import read_metrics, read_result, read_run
-from hmrl.types import UserError
+from hmrl.results.methods import group
+from hmrl.results.reading import read_metrics, read_result, read_run
+from hmrl.system.errors import UserError
 
 from .report_helpers import result, write_metrics, write_result, write_seed
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hmrl.report import statistics
 from scipy.stats import mannwhitneyu, t, ttest_1samp
 
-from hmrl.report import statistics
-from hmrl.report.statistics import (
+from hmrl.results.statistics import (
     align,
     difference,
     estimate,

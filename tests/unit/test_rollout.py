@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmrl.agents import RandomAgent
-from hmrl.rollout import collect, few_threads, seeded, where_it_is_faster
-from hmrl.types import Acting, EnvStep, Rollout, UserError
+from hmrl.evaluation.baselines import RandomAgent
+from hmrl.rollouts.collect import collect, few_threads, seeded, where_it_is_faster
+from hmrl.system.errors import UserError
+from hmrl.types import Acting, EnvStep, Rollout
 
 from .helpers import FAMILIES, B, S, ToyEnvs, build_module, encoder_config, vae_config
 

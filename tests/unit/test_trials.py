@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-import hmrl.losses
-from hmrl.diagnostics import rollout_metrics
-from hmrl.functional import goal_steps
-from hmrl.losses import macro_vae_loss
-from hmrl.metrics import FamilyOutcomes
-from hmrl.replay import TrajectoryReplay, deal
-from hmrl.types import Acting, Rollout, UserError
+import hmrl.himeta.losses
+from hmrl.evaluation.metrics import FamilyOutcomes
+from hmrl.himeta.diagnostics import rollout_metrics
+from hmrl.himeta.formulas import goal_steps
+from hmrl.himeta.losses import macro_vae_loss
+from hmrl.rollouts.replay import TrajectoryReplay, deal
+from hmrl.system.errors import UserError
+from hmrl.types import Acting, Rollout
 
 from .helpers import (
     FAMILIES,
@@ -142,9 +143,9 @@ def test_macro_actions_learn_from_goals_within_their_episode() -> None:
         moved = replace(trajectories(rollout), episodes=episodes)
         seen: list[torch.Tensor] = []
         with pytest.MonkeyPatch.context() as patch:
-            elbo = hmrl.losses.imputation_elbo
+            elbo = hmrl.himeta.losses.imputation_elbo
             patch.setattr(
-                hmrl.losses,
+                hmrl.himeta.losses,
                 "imputation_elbo",
                 lambda target, *rest: seen.append(target) or elbo(target, *rest),
             )

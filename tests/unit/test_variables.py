@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmrl.diagnostics import beliefs_of, rollout_metrics
-from hmrl.functional import categorical_regulariser, entropy, goal_steps, mutual_information
-from hmrl.losses import task_encoder_loss
-from hmrl.module import HierarchicalMetaRL
-from hmrl.types import Acting, Trajectories, UserError
+from hmrl.himeta.diagnostics import beliefs_of, rollout_metrics
+from hmrl.himeta.formulas import categorical_regulariser, entropy, goal_steps, mutual_information
+from hmrl.himeta.losses import task_encoder_loss
+from hmrl.system.errors import UserError
+from hmrl.training.module import HierarchicalMetaRL
+from hmrl.types import Acting, Trajectories
 
 from .helpers import B, K, build_module, encoder_config, play, vae_config
 

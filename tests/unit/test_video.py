@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from hmrl import video
-from hmrl.callbacks.video import Video
+from hmrl.analysis.video import SIZE, STRIP, Caption, FilmedEnvs, caption, captioned, film, require_film_tools
 from hmrl.envs import benchmark
-from hmrl.rollout import collect, seeded
-from hmrl.types import Acting, Rollout, TaskEnvs, UserError
-from hmrl.video import SIZE, STRIP, Caption, FilmedEnvs, caption, captioned, film, require_film_tools
+from hmrl.rollouts.collect import collect, seeded
+from hmrl.system.errors import UserError
+from hmrl.training.callbacks.record_video import Video
+from hmrl.types import Acting, Rollout, TaskEnvs
 
 from .helpers import FAMILIES, ToyEnvs, build_module, encoder_config, random_rollout
 
@@ -274,7 +275,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made.append("checked")
         raise UserError("no renderer")
 
-    monkeypatch.setattr("hmrl.callbacks.video.require_film_tools", check)
+    monkeypatch.setattr("hmrl.training.callbacks.record_video.require_film_tools", check)
     return made
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-from hmrl.csv_logger import ContinuedCSVLogger
-from hmrl.trainer import ContinuedTensorBoardLogger, loggers
-from hmrl.types import UserError
-from hmrl.wandb_logger import EnvStepsWandbLogger, WandbConfig
+from hmrl.system.errors import UserError
+from hmrl.training.csv_logger import ContinuedCSVLogger
+from hmrl.training.trainer import ContinuedTensorBoardLogger, loggers
+from hmrl.training.wandb_logger import EnvStepsWandbLogger, WandbConfig
 from integration.runs import fit_iterations
 from integration.toy import STEPS
 

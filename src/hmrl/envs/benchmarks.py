@@ -11,7 +11,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from hmrl.envs.layouts import TEST_LAYOUTS, TRAIN_LAYOUTS
-from hmrl.types import Split, UserError
+from hmrl.system.errors import UserError
+from hmrl.types import Split
 
 OBSERVATION_DIM = 39
 ACTION_DIM = 4

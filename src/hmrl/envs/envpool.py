@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hmrl.cores import usable_cores
 from hmrl.envs.benchmarks import Goals, metaworld_name
-from hmrl.envs.faults import simulator_of
+from hmrl.envs.failures import simulator_of
+from hmrl.system.cores import usable_cores
 from hmrl.types import EnvStep, FloatArray
 
 # A pool is rebuilt after so many fresh-goal episodes, so that a resumed run has a bounded number of

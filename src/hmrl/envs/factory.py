@@ -8,7 +8,8 @@ from hmrl.envs.benchmarks import HORIZON, Backend, Benchmark, Goals
 from hmrl.envs.envpool import EnvPoolEnvs
 from hmrl.envs.gridworld import GridWorldEnvs
 from hmrl.envs.metaworld import MetaWorldEnvs
-from hmrl.types import TaskEnvs, UserError
+from hmrl.system.errors import UserError
+from hmrl.types import TaskEnvs
 
 
 def make_envs(

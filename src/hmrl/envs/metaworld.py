@@ -19,9 +19,10 @@ from hmrl.envs.benchmarks import (
     metaworld_name,
     short_name,
 )
-from hmrl.envs.faults import process_of_a_simulator, simulator_of
+from hmrl.envs.failures import process_of_a_simulator, simulator_of
 from hmrl.envs.workers import workers
-from hmrl.types import EnvStep, FloatArray, UserError
+from hmrl.system.errors import UserError
+from hmrl.types import EnvStep, FloatArray
 
 
 @cache

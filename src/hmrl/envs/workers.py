@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType
 from weakref import WeakSet
 
-from hmrl.terminal import out_of_reach
+from hmrl.system.terminal import out_of_reach
 
 _started: WeakSet[BaseProcess] = WeakSet()
 

@@ -1,0 +1,1 @@
+"""What agents have learnt, as numbers, figures and videos."""

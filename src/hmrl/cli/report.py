@@ -1,0 +1,90 @@
+"""The command ``hmrl report``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from hmrl.results import curves
+from hmrl.results.disagreements import disagreements
+from hmrl.results.document import PRIMARY_MODE, Document
+from hmrl.results.methods import group, of_protocol
+from hmrl.results.reading import read_run
+from hmrl.system.errors import UserError
+from hmrl.system.paths import local_path
+
+WINDOW = 200_000
+
+
+def parse(args: Sequence[str]) -> argparse.Namespace:
+    """The command line of ``hmrl report``."""
+    parser = argparse.ArgumentParser(
+        prog="hmrl report",
+        description="Tables and figures from runs. Runs of one label are seeds of one method.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="[LABEL=]RUN_DIR",
+        help="with metrics.csv or test-*.json; the label is by default the directory's name without -seed<N>",
+    )
+    folder = partial(local_path, name="--out")
+    parser.add_argument("--out", type=folder, default="report", help="folder to write (default: report)")
+    parser.add_argument("--protocol", help="report this protocol only (default: all that results are of)")
+    parser.add_argument("--mode", default=PRIMARY_MODE, help=f"way of acting (default: {PRIMARY_MODE})")
+    parser.add_argument(
+        "--thresholds", nargs="+", type=float, default=[0.2, 0.3, 0.4, 0.5], help="success rates"
+    )
+    parser.add_argument(
+        "--window",
+        type=float,
+        default=WINDOW,
+        help=f"environment steps over which rollouts' success is averaged (default: {WINDOW:,})",
+    )
+    parser.add_argument(
+        "--formats", nargs="+", choices=["png", "pdf"], default=["png", "pdf"], help="of figures"
+    )
+    parser.add_argument(
+        "--baseline", metavar="LABEL", help="compare with this method only (default: every pair)"
+    )
+    return parser.parse_args(args)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Read runs, and write ``report.md`` and figures.
+
+    Args:
+        args: of the command line, without the command's name.
+
+    Raises:
+        UserError: for runs that cannot be read or compared.
+    """
+    given = list(sys.argv[2:] if args is None else args)
+    options = parse(given)
+    if not all(0 < threshold <= 1 for threshold in options.thresholds):
+        raise UserError(f"--thresholds are success rates above 0, at most 1, but got {options.thresholds}")
+    if options.window < 0:
+        raise UserError(f"--window is {options.window:g}, but it must be a number of environment steps, or 0")
+    runs = [read_run(run, options.mode) for run in options.runs]
+    methods = group(of_protocol(runs, options.protocol) if options.protocol else runs)
+    curves.colours(methods)  # refuses too many before anything is written
+    labels = [method.label for method in methods if not method.role]
+    if options.baseline not in (None, *labels):
+        raise UserError(f"--baseline is {options.baseline!r}, but the methods are {', '.join(labels)}")
+    warnings = disagreements(methods)
+    for warning in warnings:
+        print(f"hmrl: warning: {warning}")
+    document = Document(
+        methods=methods,
+        out=options.out,
+        mode=options.mode,
+        thresholds=options.thresholds,
+        window=options.window,
+        formats=options.formats,
+        baseline=options.baseline,
+    )
+    print(f"report: {document.write(shlex.join(['hmrl', 'report', *given]), warnings)}")

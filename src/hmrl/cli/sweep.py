@@ -1,0 +1,271 @@
+"""The command ``hmrl sweep``: a list of overlays over seeds, each trained and tested, then reported."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any
+
+from hmrl.cli.report import main as report
+from hmrl.cli.shipped import config_file, read_yaml
+from hmrl.system.cores import keep_to, share_of_cores
+from hmrl.system.errors import UserError
+from hmrl.system.paths import local_path
+from hmrl.training.run_directory import checkpoint_dir, newest_checkpoint
+
+_KEYS = {"base", "seeds", "fit", "test", "runs"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run and its test.
+
+    Args:
+        name: ``METHOD-seedN``, its folder's name.
+        fit: arguments of ``hmrl fit``.
+        test: arguments of ``hmrl test``.
+        folder: run directory.
+    """
+
+    name: str
+    fit: list[str]
+    test: list[str]
+    folder: Path
+
+    def finished(self) -> bool:
+        """Whether its results are there."""
+        return any(self.folder.glob("test-*.json"))
+
+    def trained(self) -> bool:
+        """Whether its budget is used up; training that is asked to stop ends well before that, too."""
+        from hmrl.training.checkpoint import (  # PyTorch, which --help does without
+            env_steps_of,
+            load,
+            weights_path,
+        )
+
+        weights = weights_path(Path(checkpoint_dir(self.folder)) / "last.ckpt")
+        if not weights.is_file():
+            return False
+        budget: int = read_yaml(self.folder / "config.yaml")["budget"]["env_steps"]
+        return env_steps_of(load(weights)) >= budget
+
+
+@dataclass
+class Sweep:
+    """What a sweep file asks for.
+
+    Args:
+        base: configuration files under every run.
+        seeds: one run each.
+        fit, test: settings by dotted name, for every run's training and test.
+        runs: by method, its overlays, or a mapping with ``config`` (overlays) and ``set`` (settings by
+            dotted name).
+    """
+
+    base: list[str]
+    seeds: list[int]
+    runs: dict[str, Any]
+    fit: dict[str, Any] = field(default_factory=dict)
+    test: dict[str, Any] = field(default_factory=dict)
+
+    def expand(self, out: Path, only: Sequence[str] | None = None) -> list[Run]:
+        """Every run, seed by seed, so that a sweep that is stopped early has a little of every method."""
+        if unknown := set(only or ()) - self.runs.keys():
+            raise UserError(
+                f"--only names {', '.join(sorted(unknown))}, but the sweep has {', '.join(self.runs)}"
+            )
+        chosen = {name: value for name, value in self.runs.items() if not only or name in only}
+        return [self._run(name, value, seed, out) for seed in self.seeds for name, value in chosen.items()]
+
+    def _run(self, name: str, value: Any, seed: int, out: Path) -> Run:
+        own: Mapping[str, Any] = value if isinstance(value, Mapping) else {"config": value or []}
+        own = {"config": [], "set": {}, **own}
+        if odd := own.keys() - {"config", "set"}:
+            raise UserError(f"runs.{name} has the key {sorted(odd)[0]!r}: use config and set")
+        if not isinstance(own["config"], list) or not isinstance(own["set"], Mapping):
+            raise UserError(
+                f"runs.{name} is {value!r}, but it must be a list of overlays, or a mapping with the list "
+                "config and the mapping set"
+            )
+        folder = out / f"{name}-seed{seed}"
+        files = [
+            config_file(file) if isinstance(file, str) else file for file in [*self.base, *own["config"]]
+        ]
+        for file in files:
+            if not isinstance(file, str) or not Path(file).is_file():
+                raise UserError(f"runs.{name} names {file}, which is no file here")
+        common = [part for file in files for part in ("--config", file)]
+        common += ["--run_dir", str(folder), "--seed_everything", str(seed)]
+        extra = _arguments(own["set"])
+        weights = str(Path(checkpoint_dir(folder)) / "last.weights.ckpt")
+        return Run(
+            folder.name,
+            ["fit", *common, *_arguments(self.fit), *extra, "--ckpt_path", "last"],
+            ["test", *common, *_arguments(self.test), *_of_data(own["set"]), "--ckpt_path", weights],
+            folder,
+        )
+
+
+def _arguments(settings: Mapping[str, Any]) -> list[str]:
+    """``{"a.b": [1]}`` -> ``["--a.b", "[1]"]``; JSON is YAML."""
+    return [part for key, value in settings.items() for part in (f"--{key}", _word(value))]
+
+
+def _of_data(settings: Mapping[str, Any]) -> list[str]:
+    """What a test needs of a run's own settings; the model's are in the checkpoint."""
+    return _arguments({key: value for key, value in settings.items() if key.startswith("data.")})
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read(path: Path) -> Sweep:
+    """A sweep file.
+
+    Raises:
+        UserError: if it is not one.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no sweep file at {path}")
+    content = read_yaml(path)
+    if (
+        not isinstance(content, dict)
+        or content.keys() - _KEYS
+        or not {"base", "seeds", "runs"} <= content.keys()
+    ):
+        raise UserError(
+            f"{path} must have the keys base, seeds and runs, may have fit and test, and no other"
+        )
+    types = {"base": list, "seeds": list, "runs": dict, "fit": dict, "test": dict}
+    for key, value in content.items():
+        if not isinstance(value, types[key]):
+            kind = "a list" if types[key] is list else "a mapping"
+            raise UserError(f"{path} has {key} {value!r}, but it must be {kind}")
+    if not all(type(seed) is int and seed >= 0 for seed in content["seeds"]):
+        raise UserError(f"{path} has seeds {content['seeds']}: use integers from 0 on")
+    sweep = Sweep(**content)
+    if not sweep.seeds or not sweep.runs or len(set(sweep.seeds)) < len(sweep.seeds):
+        raise UserError(f"{path} must name one or more runs, and one or more different seeds")
+    return sweep
+
+
+class Runner:
+    """Runs what is unfinished, several at a time, each a process that can be stopped and continued.
+
+    Runs side by side have cores of their own: simulators' threads wait actively, and two runs on the same
+    cores would hold each other up. One run at a time has all cores.
+    """
+
+    def __init__(self, runs: Sequence[Run], jobs: int, keep: bool) -> None:
+        self._runs, self._jobs, self._keep = runs, jobs, keep
+        self._stop = threading.Event()
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self.failed: list[str] = []
+
+    def __call__(self) -> None:
+        """Run; on Ctrl-C or SIGTERM the processes are told to save and end, and no more are started."""
+        started = time.monotonic()
+        todo = [run for run in self._runs if not run.finished()]
+        print(f"{len(self._runs)} runs, {len(self._runs) - len(todo)} finished before", flush=True)
+        done = 0
+        shares: SimpleQueue[list[int]] = SimpleQueue()
+        for job in range(self._jobs):
+            shares.put(share_of_cores(job, self._jobs))
+        with ThreadPoolExecutor(self._jobs, initializer=lambda: keep_to(shares.get())) as pool:
+            results = pool.map(self._one, todo)
+            try:
+                for run, good in zip(todo, results, strict=True):
+                    done += 1
+                    left = (time.monotonic() - started) / done * (len(todo) - done) / 60
+                    state = "finished" if good else "FAILED: see log.txt there"
+                    print(f"[{done}/{len(todo)}] {run.folder} {state}; about {left:.0f} min left", flush=True)
+                    if not good:
+                        self.failed.append(run.name)
+            except KeyboardInterrupt:
+                self._stop.set()
+                for process in tuple(self._processes):
+                    process.terminate()
+                print("stopping when running iterations have ended; the same command continues", flush=True)
+                raise
+
+    def _one(self, run: Run) -> bool:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with (run.folder / "log.txt").open("a") as log:
+            # Of a run that is trained, weights may be all there is: it is not trained again for its results.
+            only_weights = run.trained() and newest_checkpoint(run.folder) is None
+            todo = [run.test] if only_weights else [run.fit, run.test]
+            for arguments in todo:
+                if self._stop.is_set() or (arguments is run.test and not run.trained()):
+                    return False
+                command = [sys.executable, "-m", "hmrl", *arguments]
+                print(shlex.join(command), file=log, flush=True)
+                if self._run(command, log):
+                    return False
+        if not self._keep:  # weights and results stay
+            for path in Path(checkpoint_dir(run.folder)).glob("*.ckpt"):
+                if not path.name.endswith(".weights.ckpt"):
+                    path.unlink()
+        return True
+
+    def _run(self, command: Sequence[str], log: IO[str]) -> int:
+        """The exit code of ``command``, which is told to end if the sweep is."""
+        with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
+            self._processes.add(process)
+            if self._stop.is_set():  # between the question whether to start and now
+                process.terminate()
+            code = process.wait()
+        self._processes.discard(process)
+        return code
+
+
+def main(args: Sequence[str]) -> None:
+    """Run a sweep, or what is left of it, and report.
+
+    Args:
+        args: of the command line, without the command's name.
+
+    Raises:
+        UserError: for a sweep file that cannot be run, and if runs failed.
+    """
+    parser = argparse.ArgumentParser(prog="hmrl sweep", description=__doc__, allow_abbrev=False)
+    file = partial(local_path, name="FILE", folder=False)
+    parser.add_argument("file", type=file, help="such as configs/sweeps/ablations.yaml")
+    folder = partial(local_path, name="--out")
+    parser.add_argument("--out", type=folder, required=True, help="folder for METHOD-seedN and report/")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="only these (default: all)")
+    parser.add_argument(
+        "--keep_checkpoints", action="store_true", help="keep more than weights of finished runs"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+    options = parser.parse_args(args)
+    if options.jobs < 1:
+        raise UserError(f"--jobs is {options.jobs}: use 1 or more")
+    runs = read(Path(config_file(str(options.file)))).expand(options.out, options.only)
+    if options.dry_run:
+        lines = (" ".join(["finished" if run.finished() else "to do", "hmrl", *run.fit]) for run in runs)
+        print(*lines, sep="\n")
+        return
+    runner = Runner(runs, options.jobs, options.keep_checkpoints)
+    runner()
+    finished = [str(run.folder) for run in runs if run.finished()]
+    if finished:
+        report([*finished, "--out", str(options.out / "report")])
+    if runner.failed:
+        raise UserError(
+            f"{len(runner.failed)} run(s) failed: {', '.join(runner.failed)}; their log.txt says why, and "
+            "the same command runs them again"
+        )

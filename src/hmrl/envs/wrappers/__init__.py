@@ -1,0 +1,1 @@
+"""What stands between a simulator and an agent."""

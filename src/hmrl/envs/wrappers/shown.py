@@ -1,0 +1,55 @@
+"""Environments as agents see them; and what an upper bound is shown and agents are not, its family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hmrl.envs.wrappers.perturb import Perturbation, PerturbedEnvs
+from hmrl.types import EnvStep, FloatArray, TaskEnvs
+
+
+def as_seen(
+    envs: TaskEnvs, perturbation: Perturbation, *where: Any, families: Sequence[str] | None
+) -> TaskEnvs:
+    """``envs`` behind ``perturbation``, if it is one, and with their family, if they are to be told.
+
+    Args:
+        where: further arguments of :class:`PerturbedEnvs`.
+        families: of :class:`ShownFamilies`, or None where families are hidden.
+    """
+    if perturbation != Perturbation():
+        envs = PerturbedEnvs(envs, perturbation, *where)
+    return envs if families is None else ShownFamilies(envs, families)
+
+
+class ShownFamilies:
+    """Environments whose observations end with their family, one-hot; zeros for a family not in the list.
+
+    Args:
+        envs: B environments.
+        families: F families, in the order of their places.
+    """
+
+    def __init__(self, envs: TaskEnvs, families: Sequence[str]) -> None:
+        self.families, self.horizon = envs.families, envs.horizon
+        self._envs = envs
+        self._shown = np.array([[own == family for family in families] for own in envs.families])
+
+    def reset(self, episode: int) -> FloatArray:
+        """Start episode number ``episode`` everywhere; returns observations ``[B, S + F]``."""
+        return self._with_family(self._envs.reset(episode))
+
+    def step(self, action: FloatArray) -> EnvStep:
+        """One simulator step with actions ``[B, A]`` in [-1, 1]."""
+        taken = self._envs.step(action)
+        return EnvStep(self._with_family(taken.observation), taken.reward, taken.success)
+
+    def close(self) -> None:
+        """Free the simulators."""
+        self._envs.close()
+
+    def _with_family(self, observation: FloatArray) -> FloatArray:
+        return np.concatenate([observation, self._shown.astype(observation.dtype)], axis=1)

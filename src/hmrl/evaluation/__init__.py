@@ -1,0 +1,1 @@
+"""Protocols, and who is evaluated by them."""

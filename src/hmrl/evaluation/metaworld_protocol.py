@@ -1,0 +1,205 @@
+"""The protocol ``meta_world``: our agents in Meta-World's own evaluation of meta-learners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmrl.envs import Benchmark
+from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, metaworld_name
+from hmrl.evaluation.baselines import choose_agent
+from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig
+from hmrl.evaluation.recorded import RecordedEnvs, make_trial_envs
+from hmrl.rollouts.collect import few_threads, require_finite, where_it_is_faster
+from hmrl.types import Acting, Agent, Carry, FloatArray, Outcomes, Split
+
+_REWARD = OBSERVATION_DIM + ACTION_DIM  # where Meta-World's recurrent observations hold the last reward
+
+
+class TrialAgent:
+    """An agent as ``metaworld.evaluation.MetaLearningAgent``: memory is all the adaptation there is.
+
+    Environments may be in the middle of a decision interval or at the start of an episode, each for
+    itself. Only :meth:`init` clears memory: Meta-World calls ``reset`` after every episode. At an episode's
+    end the agent is given the last reward in adaptation, and not in evaluation, where Meta-World keeps it.
+
+    Args:
+        agent: who decides.
+        acting: how.
+        families: of each environment, to name them in errors.
+    """
+
+    def __init__(self, agent: Agent, acting: Acting, families: Sequence[str]) -> None:
+        self._agent, self._device = where_it_is_faster(agent, len(families))
+        self._acting, self._families = acting, families
+
+    def init(self) -> None:
+        """A new trial: forget everything."""
+        count = len(self._families)
+        self._carry = self._agent.initial_carry(count)
+        self._reward = np.zeros(count)  # since each environment's last decision
+        self._wait = np.zeros(count, dtype=int)  # simulator steps until its next one
+        self._action = np.zeros((count, ACTION_DIM), dtype=np.float32)
+
+    def reset(self, env_mask: Any) -> None:
+        """An episode begins where ``env_mask`` ``[B]`` says: decide anew, with memory kept."""
+        begins = np.asarray(env_mask, dtype=np.bool_)
+        self._wait[begins] = 0
+        age = self._carry.age  # a macro-action that is held is not held on into another episode
+        mask = torch.from_numpy(begins).to(age.device)[:, None]
+        self._carry = replace(self._carry, age=torch.where(mask, torch.zeros_like(age), age))
+
+    def adapt_action(self, observations: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
+        """Actions ``[B, 4]`` in the adaptation phase, from recurrent observations ``[B, 45]``."""
+        return self._act(observations), {}
+
+    def step(self, timestep: Any) -> None:
+        """What an adaptation step brought."""
+        self._reward += timestep.reward
+        self.reset(np.logical_or(timestep.terminated, timestep.truncated))
+
+    def adapt(self) -> None:
+        """Nothing: what was seen is remembered already."""
+
+    def eval_action(self, observations: FloatArray) -> FloatArray:
+        """Actions ``[B, 4]`` in the evaluation phase, from recurrent observations ``[B, 45]``."""
+        self._reward += observations[:, _REWARD]
+        return self._act(observations)
+
+    def _act(self, observations: FloatArray) -> FloatArray:
+        due = self._wait == 0
+        if due.any():
+            self._check("observation", observations[:, :OBSERVATION_DIM])
+            self._check("reward", self._reward)
+            seen = torch.tensor(observations[:, :OBSERVATION_DIM], dtype=torch.float32, device=self._device)
+            reward = torch.tensor(self._reward, dtype=torch.float32, device=self._device)
+            step, carry = self._agent.act(seen, reward, self._carry, self._acting)
+            self._carry = _choose(torch.from_numpy(due), carry, self._carry)
+            action = step.action.clamp(-1, 1).cpu().numpy()
+            self._check("actor's action", action)
+            self._action[due] = action[due]
+            self._reward[due] = 0
+            self._wait[due] = self._agent.decision_interval
+        self._wait -= 1
+        return self._action.copy()
+
+    def _check(self, what: str, values: FloatArray) -> None:
+        require_finite(what, values, self._families, "a trial of the meta_world protocol")
+
+
+def _choose(due: Tensor, new: Carry, old: Carry) -> Carry:
+    """The new memory of the environments that are ``due`` ``[B]``, the old one of the others."""
+    due = due.to(new.age.device)
+    pairs = zip(new.hidden, old.hidden, strict=True)
+    hidden = tuple(torch.where(due[None, :, None], a, b) for a, b in pairs)
+    rest = {f.name: (getattr(new, f.name), getattr(old, f.name)) for f in fields(Carry) if f.name != "hidden"}
+    return Carry(hidden, **{name: torch.where(due[:, None], a, b) for name, (a, b) in rest.items()})
+
+
+@dataclass
+class Trials:
+    """What an evaluation by Meta-World's protocol brought.
+
+    Args:
+        recorded: all episodes that ended, adaptation's and evaluation's.
+        official: what Meta-World's evaluation returned: mean ``success`` and ``return``, success by family.
+        adapted: number of the last adaptation episode, which is scored: every environment has one on every
+            goal, where Meta-World counts a family's first evaluation episodes to end.
+    """
+
+    recorded: Outcomes
+    official: dict[str, Any]
+    adapted: int
+
+    def to(self, device: torch.device) -> Trials:
+        """Itself: there is nothing to compute with."""
+        return self
+
+    def outcomes(self) -> Outcomes:
+        """The episodes to be scored: the last ones of adaptation."""
+        phase = self.recorded.phase
+        assert phase is not None
+        last = [
+            p == "adaptation" and n == self.adapted
+            for p, n in zip(phase, self.recorded.number.tolist(), strict=True)
+        ]
+        chosen = torch.tensor(last)
+        values: dict[str, Any] = {f.name: getattr(self.recorded, f.name) for f in fields(Outcomes)}
+        kept = {name: value[chosen] for name, value in values.items() if isinstance(value, Tensor)}
+        return Outcomes(**values | kept | {"phase": ("adaptation",) * int(chosen.sum())})
+
+
+@torch.no_grad()
+def evaluate_trials(
+    policy: Agent,
+    config: EvaluationConfig,
+    trials: TrialConfig,
+    bench: Benchmark,
+    *,
+    seed: int,
+    horizon: int,
+    acting: Acting,
+    split: Split,
+    mode: str,
+) -> Trials:
+    """Meta-World's ``metalearning_evaluation`` on one split.
+
+    Args:
+        policy: the trained agent; ``config.agent`` may choose another one.
+        seed: of the benchmark's goals.
+        horizon: simulator steps of an episode.
+        mode: label.
+    """
+    from metaworld.evaluation import metalearning_evaluation
+
+    families = bench.families(split)
+    envs = make_trial_envs(
+        bench,
+        split,
+        seed=seed,
+        batch=trials.batch(len(families)),
+        tasks_per_family=trials.total_tasks_per_cls,
+        horizon=horizon,
+        asynchronous=config.backend == "metaworld_async",
+        goal_visible=config.agent == "expert",
+    )
+    agent = choose_agent(config.agent, policy, envs.families, bench.world)
+    try:
+        with few_threads(len(envs.families)):
+            success, mean_return, by_family = metalearning_evaluation(
+                TrialAgent(agent, acting, envs.families),
+                envs,
+                num_evals=trials.num_evals,
+                adaptation_episodes=trials.adaptation_episodes,
+                evaluation_episodes=trials.evaluation_episodes,
+            )
+    finally:
+        envs.close()
+    official = {
+        "success": float(success),
+        "return": float(mean_return),
+        "families": {f: float(by_family[metaworld_name(f)]) for f in families},
+    }
+    return Trials(_outcomes(envs, families, split, mode), official, trials.adaptation_episodes - 1)
+
+
+def _outcomes(envs: RecordedEnvs, families: Sequence[str], split: Split, mode: str) -> Outcomes:
+    seen, each = envs.episodes, envs.num_envs // len(families)
+    return Outcomes(
+        family=torch.tensor([families.index(envs.families[e.env]) for e in seen]),
+        goal=torch.tensor([e.trial * each + e.env % each for e in seen]),
+        number=torch.tensor([e.number for e in seen]),
+        success=torch.tensor([e.success for e in seen]),
+        final_success=torch.tensor([e.final_success for e in seen]),
+        episode_return=torch.tensor([e.episode_return for e in seen]),
+        length=torch.tensor([e.length for e in seen]),
+        families=tuple(families),
+        split=split,
+        mode=mode,
+        phase=tuple(e.phase for e in seen),
+    )

@@ -1,0 +1,211 @@
+"""How agents are evaluated: protocols, and their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from hmrl.envs import Backend, Benchmark
+from hmrl.envs.benchmarks import GOALS_PER_FAMILY, Goals, same_goals
+from hmrl.envs.wrappers.perturb import Perturbation
+from hmrl.evaluation.baselines import AgentName
+from hmrl.system.errors import UserError
+from hmrl.types import Acting, Split
+
+Protocol = Literal["first_episode", "paper", "meta_world"]
+
+
+@dataclass
+class EvaluationConfig:
+    """One way to evaluate.
+
+    Args:
+        goals: fixed goals a family; each gets one episode per mode. Under ``paper``, so many episodes on the
+            family's one goal.
+        envs_per_family: environments that share them; must divide ``goals``.
+        backend: simulator; None for the data module's own.
+        protocol: ``first_episode``: memory is cleared at each episode. ``paper``: likewise, on one goal a
+            family, which is the goal of training where training has one. ``meta_world``: Meta-World's own
+            evaluation, with memory kept over a trial (see :class:`TrialConfig`).
+        agent: the trained ``policy``, or the ``expert`` (which is shown the goal) or ``random`` actions
+            that it is to be compared with.
+        perturbation: of what agents see, do and earn; None for that of training.
+    """
+
+    goals: int = 4
+    envs_per_family: int = 4
+    backend: Backend | None = None
+    protocol: Protocol = "first_episode"
+    agent: AgentName = "policy"
+    perturbation: Perturbation | None = None
+
+    def __post_init__(self) -> None:
+        self.perturbation = Perturbation.of(self.perturbation)
+
+    def perturbation_within(self, training: Perturbation) -> Perturbation:
+        """What is between simulator and agent; only trained agents are told what is missing.
+
+        Args:
+            training: the perturbation of training.
+        """
+        effective = training if self.perturbation is None else self.perturbation
+        return effective if self.agent == "policy" else effective.untold()
+
+    def check(
+        self,
+        key: str,
+        bench: Benchmark,
+        backend: Backend,
+        goals_per_family: int | None,
+        perturbation: Perturbation,
+        shown: Sequence[str] = (),
+    ) -> None:
+        """Refuse what could not be evaluated.
+
+        Args:
+            key: where these settings stand, as "data.test".
+            bench: whose families.
+            backend, goals_per_family, perturbation: of training.
+            shown: which of ``goals_shown`` and ``families_shown`` are set.
+
+        Raises:
+            UserError: naming the setting.
+        """
+        for name, allowed in (("protocol", Protocol), ("agent", AgentName)):
+            if (value := getattr(self, name)) not in get_args(allowed):
+                raise UserError(f"{key}.{name} is {value!r}: use one of {', '.join(get_args(allowed))}")
+        perturbation.check_evaluation(key, self.perturbation, self.protocol)
+        own = self.backend or backend
+        bench.check_backend(f"{key}.backend", own)
+        if self.agent == "expert" and own == "own":
+            raise UserError(
+                f"{key}.agent is expert, but data.benchmark {bench.name} has none: use policy or random"
+            )
+        if self.protocol == "meta_world" and own in ("gridworld", "own"):
+            raise UserError(
+                f"{key}.protocol is meta_world, which is Meta-World's own evaluation, but data.benchmark is "
+                f"{bench.name}: use first_episode or paper"
+            )
+        if self.protocol == "meta_world" and own == "envpool":
+            raise UserError(
+                f"{key}.protocol is meta_world, but {key}.backend is envpool: Meta-World's evaluation needs "
+                "its own simulator, metaworld or metaworld_async"
+            )
+        if self.protocol == "meta_world" and shown:
+            raise UserError(
+                f"data.{shown[0]} is true, but {key}.protocol is meta_world, which shows agents neither "
+                "goals nor families: use first_episode or paper"
+            )
+        if self.goals < 1 or self.envs_per_family < 1 or self.goals % self.envs_per_family:
+            raise UserError(
+                f"{key}.goals is {self.goals} and {key}.envs_per_family is {self.envs_per_family}: "
+                "use 1 or more, and goals that divide over them, so that every goal counts once"
+            )
+        if self.protocol == "first_episode":
+            bench.check_goals(f"{key}.goals", self.goals, own)
+        if (
+            self.protocol == "paper"
+            and goals_per_family == 1
+            and "envpool" in {own, backend}
+            and own != backend
+        ):
+            raise UserError(
+                f"{key}.backend is {own}, but training has one goal a family on {backend}, whose goals are "
+                f"others: use {key}.backend null, or {key}.protocol first_episode"
+            )
+
+    def goals_of(
+        self,
+        split: Split,
+        seed: int,
+        backend: Backend,
+        goals_per_family: int | None,
+        *,
+        training: int,
+        stream: int,
+    ) -> Goals:
+        """The goals to evaluate on.
+
+        Args:
+            backend: of training.
+            goals_per_family: of training, where it has fixed goals: those are the benchmark's goals, and
+                evaluation means the same ones, where it has the same simulator.
+            training, stream: numbers of training's stream of goals and of evaluation's own.
+        """
+        if not same_goals(self.backend or backend, backend):
+            goals_per_family = None
+        if self.protocol == "paper":
+            return Goals(split, seed, 1, training if goals_per_family == 1 else stream)
+        if goals_per_family is not None and goals_per_family > 1:
+            return Goals(split, seed, min(goals_per_family, self.goals), training)
+        return Goals(split, seed, self.goals, stream)
+
+
+@dataclass
+class TrialConfig:
+    """Of the protocol ``meta_world``; the names and defaults are Meta-World's.
+
+    Args:
+        num_evals: trials an environment, each on another of its goals.
+        adaptation_episodes: before evaluation, in each trial.
+        evaluation_episodes: of each family, first to end, over its environments.
+        meta_batch_size: environments over all families; None for the first multiple of their number from 20.
+        total_tasks_per_cls: goals a family, which its environments share.
+    """
+
+    num_evals: int = 10
+    adaptation_episodes: int = 10
+    evaluation_episodes: int = 3
+    meta_batch_size: int | None = None
+    total_tasks_per_cls: int = 40
+
+    def __post_init__(self) -> None:
+        for name in ("num_evals", "adaptation_episodes", "evaluation_episodes"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"data.trials.{name} is {value}: use 1 or more")
+        if self.meta_batch_size is not None and self.meta_batch_size < 1:
+            raise UserError(f"data.trials.meta_batch_size is {self.meta_batch_size}: use 1 or more, or null")
+        if not 1 <= self.total_tasks_per_cls <= GOALS_PER_FAMILY:
+            raise UserError(
+                f"data.trials.total_tasks_per_cls is {self.total_tasks_per_cls}: use 1 to "
+                f"{GOALS_PER_FAMILY}, the goals that Meta-World has for a family"
+            )
+
+    def check(self, key: str, splits: Iterable[Sequence[str]], world_size: int) -> None:
+        """Refuse what could not be evaluated.
+
+        Args:
+            key: where the evaluation's settings stand, as "data.test".
+            splits: families of each.
+
+        Raises:
+            UserError: naming the setting.
+        """
+        for families in splits:
+            self.batch(len(families))
+        if world_size > 1:
+            raise UserError(
+                f"{key}.protocol is meta_world, which is one process's work, but there are {world_size}: use "
+                f"trainer.devices 1, and {key}.backend metaworld_async for more cores"
+            )
+
+    def batch(self, families: int) -> int:
+        """Environments for so many families.
+
+        Raises:
+            UserError: if they do not share out.
+        """
+        batch = self.meta_batch_size or -(-20 // families) * families
+        if batch % families or self.total_tasks_per_cls % (batch // families):
+            raise UserError(
+                f"data.trials.meta_batch_size is {batch} and total_tasks_per_cls {self.total_tasks_per_cls}: "
+                f"the first must be a multiple of {families}, the number of families, and the second of the "
+                "environments that each family gets"
+            )
+        return batch
+
+
+def default_modes() -> dict[str, Acting]:
+    """The two ways of acting that every evaluation reports."""
+    return {"sampled": Acting(action="sample"), "mean_action": Acting(action="mean")}

@@ -1,0 +1,300 @@
+"""What can be set about each level. The reference values are in configs/paper.yaml.
+
+Each class is checked when it is built, so that a wrong value is named before anything is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from hmrl.himeta.formulas import Categorical, GoalStrategy, Occupancy
+from hmrl.himeta.normalizer import RewardScale
+from hmrl.himeta.rules import (
+    ABOVE_0_TO_1,
+    AT_LEAST_1,
+    BOUNDS,
+    FINITE,
+    FROM_0_BELOW_1,
+    FROM_0_TO_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_OR_NULL,
+    THREE_WIDTHS,
+    WIDTHS,
+    one_of,
+    require,
+)
+
+Cell = Literal["gru", "lstm"]
+Belief = Literal["categorical", "continuous", "mixture"]
+Prior = Literal["policy", "standard_normal"]
+Gradients = Literal["isolated", "joint"]
+ContextReward = Literal["log", "plain"]
+Advantage = Literal["family", "batch", "none"]
+Latents = Literal["acted", "renewed"]
+C = TypeVar("C")
+
+
+def as_config(cls: type[C], value: C | Mapping[str, Any]) -> C:
+    """``value`` itself, or built from the plain mapping that a checkpoint holds."""
+    return cls(**value) if isinstance(value, Mapping) else value
+
+
+_REPLAYED = {  # of both levels that learn from the replay
+    "updates": NOT_NEGATIVE,
+    "target_kl": POSITIVE_OR_NULL,
+    "trajectories": AT_LEAST_1,
+    "lr": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "max_grad_norm": POSITIVE,
+}
+
+
+@dataclass
+class TaskEncoderConfig:
+    """High level.
+
+    Args:
+        belief: "categorical" (HiMeta), "continuous" (the recurrent state's projection, as in RL2) or
+            "mixture" (a Gaussian mixture, as in SD); see :mod:`hmrl.himeta.networks.task_encoder`.
+        categories: K, the categories of the belief y; the width of a continuous one.
+        variables: G, how many categorical variables y consists of, each of K categories.
+        cell: recurrent cell.
+        hidden: its width.
+        embedding_hidden: hidden widths of the state, action and reward embeddings.
+        reward_embedding: width of the reward's embedding (the others are as wide as what they embed).
+        context_reward: how rewards enter the context, before they are standardised: as they are ("plain") or
+            as their signed logarithm ("log").
+        head_hidden: hidden widths between the cell and the K logits.
+        dropout: there, while the encoder is trained.
+        temperature: of the Gumbel-softmax sample.
+        value_coef: weight of the value loss.
+        reward_coef: weight of predicting the rewards of other steps of the same trial from the belief; see
+            :func:`hmrl.himeta.beliefs.reward_loss`.
+        reward_samples: pairs of a belief and such a step, for each replayed episode.
+        latent: width of a mixture's components.
+        decoder_hidden: hidden widths of the reward's decoder, or of a mixture's two.
+        mixture_coef: weight of a mixture's own loss, the reconstruction of rewards and next states.
+        mixture_kl_coef: weight of the KL within it.
+        mixture_samples: pairs of a belief and a step to be reconstructed, for each replayed episode.
+        categorical_coef: weight of log K - H.
+        categorical: which H: "conditional" (the authors'), "marginal" or "information"; see
+            :func:`hmrl.himeta.formulas.categorical_regulariser`.
+        occupancy_coef: weight of sum_k w_k y_k.
+        occupancy: how w_k grows with k.
+        updates: gradient steps an iteration, at most.
+        target_kl: end them with the one that has moved the policy by this KL, on average over its decisions
+            (None: never). A single one may move it farther (lower ``lr`` then), and is not taken back.
+        trajectories: replayed episodes a step.
+        lr: learning rate (AdamW).
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are scaled down to this norm.
+    """
+
+    belief: Belief = "categorical"
+    categories: int = 8
+    variables: int = 8
+    cell: Cell = "gru"
+    hidden: int = 256
+    embedding_hidden: tuple[int, int, int] = (64, 32, 16)
+    reward_embedding: int = 16
+    context_reward: ContextReward = "log"
+    head_hidden: tuple[int, ...] = (256,)
+    dropout: float = 0.0
+    temperature: float = 1.0
+    value_coef: float = 1.0
+    reward_coef: float = 1.0
+    reward_samples: int = 50
+    latent: int = 5
+    decoder_hidden: tuple[int, ...] = (128, 128)
+    mixture_coef: float = 1.0
+    mixture_kl_coef: float = 0.1
+    mixture_samples: int = 50
+    categorical_coef: float = 0.0
+    categorical: Categorical = "information"
+    occupancy_coef: float = 0.0
+    occupancy: Occupancy = "exp"
+    updates: int = 10
+    target_kl: float | None = 0.01
+    trajectories: int = 10
+    lr: float = 7e-4
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            "model.task_encoder",
+            belief=one_of(Belief),
+            latent=AT_LEAST_1,
+            decoder_hidden=WIDTHS,
+            mixture_coef=NOT_NEGATIVE,
+            mixture_kl_coef=NOT_NEGATIVE,
+            mixture_samples=AT_LEAST_1,
+            categories=AT_LEAST_1,
+            variables=AT_LEAST_1,
+            cell=one_of(Cell),
+            hidden=AT_LEAST_1,
+            embedding_hidden=THREE_WIDTHS,
+            reward_embedding=AT_LEAST_1,
+            context_reward=one_of(ContextReward),
+            reward_coef=NOT_NEGATIVE,
+            reward_samples=AT_LEAST_1,
+            head_hidden=WIDTHS,
+            dropout=FROM_0_BELOW_1,
+            temperature=POSITIVE,
+            value_coef=NOT_NEGATIVE,
+            categorical_coef=FINITE,
+            categorical=one_of(Categorical),
+            occupancy_coef=FINITE,
+            occupancy=one_of(Occupancy),
+            **_REPLAYED,
+        )
+
+
+@dataclass
+class MacroVAEConfig:
+    """Intermediate level.
+
+    Args:
+        encoder_hidden, decoder_hidden: hidden widths.
+        dropout: in the decoder, while it is trained.
+        log_std_range: bounds of z's log standard deviation.
+        goal: goal-state strategy: constant_discretisation (CD), constant_margin (CM) or sub_task (ST).
+        n: decisions between cuts (CD) or ahead (CM).
+        n_max: most decisions ahead (ST).
+        decoder_std: fixed standard deviation of the decoder, in normalised ego coordinates.
+        kl_coef: weight of the KL to the prior.
+        prior: what the KL is to: the "policy" (imputation), or a "standard_normal" (a plain VAE).
+        free_bits: nats of KL, summed over dimensions, that cost nothing.
+        updates, target_kl, trajectories, lr, weight_decay, max_grad_norm: as for the task encoder.
+    """
+
+    encoder_hidden: tuple[int, ...] = (128, 128, 64, 32)
+    decoder_hidden: tuple[int, ...] = (32, 64, 128, 128)
+    dropout: float = 0.0
+    log_std_range: tuple[float, float] = (-2.0, 0.5)
+    goal: GoalStrategy = "constant_discretisation"
+    n: int = 5
+    n_max: int = 20
+    decoder_std: float = 0.2
+    kl_coef: float = 1.0
+    prior: Prior = "policy"
+    free_bits: float = 0.0
+    updates: int = 5
+    target_kl: float | None = 0.01
+    trajectories: int = 20
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            "model.macro_vae",
+            encoder_hidden=WIDTHS,
+            decoder_hidden=WIDTHS,
+            dropout=FROM_0_BELOW_1,
+            log_std_range=BOUNDS,
+            goal=one_of(GoalStrategy),
+            n=AT_LEAST_1,
+            n_max=AT_LEAST_1,
+            decoder_std=POSITIVE,
+            kl_coef=NOT_NEGATIVE,
+            prior=one_of(Prior),
+            free_bits=NOT_NEGATIVE,
+            **_REPLAYED,
+        )
+
+
+@dataclass
+class ActorCriticConfig:
+    """Networks of the low level.
+
+    Args:
+        actor_hidden, critic_hidden: hidden widths, tanh.
+        log_std_init: initial log standard deviation of the actions.
+        log_std_range: its bounds.
+        state_dependent_std: let the network choose the deviation.
+    """
+
+    actor_hidden: tuple[int, ...] = (256, 256)
+    critic_hidden: tuple[int, ...] = (256, 256)
+    log_std_init: float = 0.0
+    log_std_range: tuple[float, float] = (-2.0, 0.5)
+    state_dependent_std: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            "model.actor_critic",
+            actor_hidden=WIDTHS,
+            critic_hidden=WIDTHS,
+            log_std_init=FINITE,
+            log_std_range=BOUNDS,
+        )
+
+
+@dataclass
+class PPOConfig:
+    """How the low level learns.
+
+    Args:
+        gamma: discount a decision.
+        gae_lambda: of the advantage estimate, and of the value targets everywhere.
+        clip: of the probability ratio.
+        epochs: passes over the rollout.
+        minibatches: gradient steps a pass.
+        entropy_coef: weight of the policy's entropy.
+        target_kl: stop this iteration's epochs once the mean approximate KL to the policy that acted exceeds
+            it (None: never). With latents renewed it holds what the upper levels moved, too: set it higher.
+        latents: which y and z the low level learns on: those that "acted", or "renewed" by the upper levels
+            as they have become in this iteration. Then the ratios are those of the whole policy, and the clip
+            holds back what all three levels change, not the low level alone.
+        advantage: standardise advantages within each "family", over the whole "batch", or not ("none").
+        reward_scale: divide rewards by the running deviation of discounted returns, a "family" or "global",
+            transform them by "log" as the authors do, or leave them ("none"). The agent never sees this.
+        agreement_bonus: beta, added to the scaled reward for going the macro-action's way (0: off).
+        actor_lr, critic_lr: learning rates (AdamW).
+        weight_decay: of AdamW.
+        max_grad_norm: gradients of actor and critic are each scaled down to this norm.
+    """
+
+    gamma: float = 0.985
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    epochs: int = 6
+    minibatches: int = 20
+    entropy_coef: float = 0.002
+    target_kl: float | None = None
+    latents: Latents = "renewed"
+    advantage: Advantage = "family"
+    reward_scale: RewardScale = "family"
+    agreement_bonus: float = 0.0
+    actor_lr: float = 5e-4
+    critic_lr: float = 5e-4
+    weight_decay: float = 0.0
+    max_grad_norm: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            "model.ppo",
+            gamma=ABOVE_0_TO_1,
+            gae_lambda=FROM_0_TO_1,
+            clip=POSITIVE,
+            epochs=AT_LEAST_1,
+            minibatches=AT_LEAST_1,
+            entropy_coef=NOT_NEGATIVE,
+            target_kl=POSITIVE_OR_NULL,
+            latents=one_of(Latents),
+            advantage=one_of(Advantage),
+            reward_scale=one_of(RewardScale),
+            agreement_bonus=NOT_NEGATIVE,
+            actor_lr=POSITIVE,
+            critic_lr=POSITIVE,
+            weight_decay=NOT_NEGATIVE,
+            max_grad_norm=POSITIVE,
+        )

@@ -1,0 +1,197 @@
+"""High level: a recurrent belief about the task (HiMeta, task representation learning), and two others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gumbel_softmax
+
+from hmrl.himeta.formulas import bounded
+from hmrl.himeta.networks.mlp import mlp
+
+_LOG_STD_RANGE = (-5.0, 2.0)  # of a mixture's components
+
+
+class TaskEncoder(nn.Module):
+    """p(y_t | c_0..c_t) with context c_t = (s_{t-1}, a_{t-1}, r_{t-1}, s_t).
+
+    Each part of the context has its own small tanh embedding as wide as itself, the reward's as wide as it
+    is told; the two states share theirs. A recurrent cell and an MLP lead to K logits.
+
+    With G variables there are K logits for each, and y is all of them side by side, as in DreamerV2 (Hafner
+    et al. 2021): together they tell K^G cases apart, one variable as wide no more than G * K.
+
+    Args:
+        state_dim, action_dim: widths S and A.
+        categories: K, of each variable.
+        variables: G; HiMeta has one.
+        cell: recurrent cell.
+        hidden: its width H.
+        embedding_hidden: hidden widths of the state, action and reward embeddings.
+        reward_embedding: width of the reward's.
+        head_hidden: hidden widths of the MLP between cell and logits.
+        dropout: in that MLP, in training mode only.
+        outputs: of the MLP, if others than the G * K logits.
+        reward_decoder_hidden: hidden widths of the decoder of rewards (:func:`hmrl.himeta.beliefs.reward_loss`);
+            None for no decoder.
+
+    Attributes:
+        variables, categories: the belief's first G * K entries are G distributions; K is 0 if none are.
+        belief_dim: width of the belief.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        *,
+        categories: int,
+        variables: int = 1,
+        cell: Literal["gru", "lstm"],
+        hidden: int,
+        embedding_hidden: tuple[int, int, int],
+        reward_embedding: int = 1,
+        head_hidden: Sequence[int],
+        dropout: float,
+        outputs: int | None = None,
+        reward_decoder_hidden: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.categories, self.variables = categories, variables
+        self.belief_dim = variables * categories
+        self.hidden = hidden
+        self.embed_state = mlp(state_dim, [embedding_hidden[0]], state_dim, nn.Tanh)
+        self.embed_action = mlp(action_dim, [embedding_hidden[1]], action_dim, nn.Tanh)
+        self.embed_reward = mlp(1, [embedding_hidden[2]], reward_embedding, nn.Tanh)
+        recurrent = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
+        self.recurrent = recurrent(2 * state_dim + action_dim + reward_embedding, hidden)
+        self.num_states = 2 if cell == "lstm" else 1
+        self.head = mlp(hidden, head_hidden, outputs or self.belief_dim, nn.ReLU, dropout=dropout)
+        self.reward_decoder: nn.Module | None = None
+        if reward_decoder_hidden is not None:
+            seen = self.belief_dim + 2 * state_dim + action_dim
+            self.reward_decoder = mlp(seen, reward_decoder_hidden, 1, nn.Tanh)
+
+    def initial_hidden(self, batch_size: int, device: torch.device) -> tuple[Tensor, ...]:
+        """Zero recurrent states, one ``[1, B, H]`` for a GRU and two for an LSTM."""
+        return tuple(torch.zeros(1, batch_size, self.hidden, device=device) for _ in range(self.num_states))
+
+    def forward(
+        self,
+        previous_state: Tensor,
+        previous_action: Tensor,
+        previous_reward: Tensor,
+        state: Tensor,
+        hidden: tuple[Tensor, ...],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What the belief is made of (logits ``[T, B, G * K]``) and the new recurrent state.
+
+        Args:
+            previous_state, state: normalised, ``[T, B, S]``.
+            previous_action: ``[T, B, A]``.
+            previous_reward: normalised, ``[T, B]``.
+            hidden: as :meth:`initial_hidden`.
+        """
+        context = torch.cat(
+            [
+                self.embed_state(previous_state),
+                self.embed_action(previous_action.clamp(-1, 1)),  # what the environment executed
+                self.embed_reward(previous_reward.unsqueeze(-1)),
+                self.embed_state(state),
+            ],
+            dim=-1,
+        )
+        out, last = self.recurrent(context, hidden if self.num_states == 2 else hidden[0])
+        return self.head(out), last if self.num_states == 2 else (last,)
+
+    def probabilities(self, out: Tensor) -> Tensor:
+        """The categories' probabilities ``[..., G, K]`` from what :meth:`forward` gave."""
+        probabilities: Tensor = self.by_variable(out).softmax(-1)
+        return probabilities
+
+    def by_variable(self, belief: Tensor) -> Tensor:
+        """The entries of a belief, or of logits, that are about categories. ``[..., G, K]``"""
+        entries = belief[..., : self.variables * self.categories]
+        return entries.reshape(*belief.shape[:-1], self.variables, self.categories)
+
+    def belief(self, out: Tensor, *, sample: bool, temperature: float) -> Tensor:
+        """y for critic and actor ``[..., belief_dim]``: probabilities, or a Gumbel-softmax sample.
+
+        Args:
+            out: of :meth:`forward`.
+            sample: draw.
+            temperature: of the Gumbel-softmax.
+        """
+        if sample:
+            return gumbel_softmax(self.by_variable(out), tau=temperature).flatten(-2)
+        return self.probabilities(out).flatten(-2)
+
+
+class ContinuousEncoder(TaskEncoder):
+    """Memory as it is, without categories: the recurrent state's projection, as RL2's policy sees it
+    (Duan et al. 2016). ``categories`` of the constructor is its width.
+    """
+
+    def __init__(self, *args: int, categories: int, **options: object) -> None:
+        super().__init__(*args, categories=categories, **options)  # type: ignore[arg-type]
+        self.categories = 0
+
+    def belief(self, out: Tensor, *, sample: bool, temperature: float) -> Tensor:
+        """The projection, in (-1, 1); there is nothing to draw."""
+        return out.tanh()
+
+
+class MixtureEncoder(TaskEncoder):
+    """A Gaussian-mixture posterior over sub-tasks (Lee, Cho & Sung, NeurIPS 2023, "Parameterizing
+    Non-Parametric Meta-RL Tasks via Subtask Decomposition").
+
+    q(y | c) is categorical and q(x | c, y) a diagonal Gaussian for each category; p(x | y) is learnt. The
+    belief is q(y | c) followed by the mixture's mean of x. Trained as a variational autoencoder that
+    reconstructs rewards and next states (:func:`hmrl.himeta.beliefs.mixture_loss`).
+
+    Args:
+        latent: width L of x.
+        decoder_hidden: hidden widths of the two decoders.
+        others: as for :class:`TaskEncoder`.
+    """
+
+    reward_decoder: nn.Module
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        *,
+        categories: int,
+        latent: int,
+        decoder_hidden: Sequence[int],
+        **options: object,
+    ) -> None:
+        outputs = categories * (1 + 2 * latent)
+        super().__init__(state_dim, action_dim, categories=categories, outputs=outputs, **options)  # type: ignore[arg-type]
+        self.latent = latent
+        self.belief_dim = categories + latent
+        self.prior_mean = nn.Parameter(torch.randn(categories, latent))
+        self.prior_log_std = nn.Parameter(torch.zeros(categories, latent))
+        seen = latent + 2 * state_dim + action_dim
+        self.reward_decoder = mlp(seen, decoder_hidden, 1, nn.ReLU)
+        self.state_decoder = mlp(seen - state_dim, decoder_hidden, state_dim, nn.ReLU)
+
+    def components(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of q(x | c, y) for every y, each ``[..., K, L]``."""
+        parts = out[..., self.categories :].unflatten(-1, (self.categories, 2 * self.latent))
+        mean, log_std = parts.chunk(2, dim=-1)
+        return mean, bounded(log_std, *_LOG_STD_RANGE).exp()
+
+    def prior(self) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of p(x | y) for every y, each ``[K, L]``."""
+        return self.prior_mean, bounded(self.prior_log_std, *_LOG_STD_RANGE).exp()
+
+    def belief(self, out: Tensor, *, sample: bool, temperature: float) -> Tensor:
+        """q(y | c), or a Gumbel-softmax sample, and the mean of x under it. ``[..., K + L]``"""
+        category = super().belief(out, sample=sample, temperature=temperature)
+        mean, _ = self.components(out)
+        return torch.cat([category, (category.unsqueeze(-1) * mean).sum(-2)], dim=-1)

@@ -1,0 +1,253 @@
+"""The agent: the three levels put together, acting one decision at a time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent
+
+from hmrl.himeta.config import ContextReward
+from hmrl.himeta.formulas import signed_log
+from hmrl.himeta.networks.actor_critic import Actor, Critic
+from hmrl.himeta.networks.macro_vae import MacroVAE
+from hmrl.himeta.networks.task_encoder import TaskEncoder
+from hmrl.himeta.normalizer import RunningMoments
+from hmrl.system.errors import UserError
+from hmrl.types import Acting, ActorStep, Carry
+
+_CLIP = 5.0  # of normalised observations and rewards
+_STD_FLOOR = 0.01  # metres, mostly: a dimension that hardly moves in training must not explode in test
+
+
+class BeliefSequence(NamedTuple):
+    """Beliefs along whole episodes."""
+
+    probabilities: Tensor  # [T+1, B, G, K]; K is 0 where the belief has no categories
+    belief: Tensor  # [T+1, B, belief_dim], what critic and actor are given
+    out: Tensor  # [T+1, B, ...], what the encoder made both of
+
+
+class HierarchicalPolicy(nn.Module):
+    """Task encoder, macro-VAE, actor and critic, with the normaliser that they share.
+
+    Args:
+        task_encoder, macro_vae: None where the level is absent.
+        actor, critic: the low level.
+        observation_dim: S.
+        action_dim: A.
+        ego_indices: which observation dimensions are the ego-state.
+        decision_interval: simulator steps between two decisions, k.
+        macro_interval: decisions that a macro-action is held.
+        temperature: of the Gumbel-softmax.
+        context_reward: whether contexts hold rewards as they are or their signed logarithm.
+    """
+
+    ego_indices: Tensor
+
+    def __init__(
+        self,
+        task_encoder: TaskEncoder | None,
+        macro_vae: MacroVAE | None,
+        actor: Actor,
+        critic: Critic,
+        *,
+        observation_dim: int,
+        action_dim: int,
+        ego_indices: tuple[int, ...],
+        decision_interval: int,
+        macro_interval: int,
+        temperature: float,
+        context_reward: ContextReward = "plain",
+    ) -> None:
+        super().__init__()
+        self.task_encoder, self.macro_vae = task_encoder, macro_vae
+        self.actor, self.critic = actor, critic
+        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.decision_interval, self.macro_interval = decision_interval, macro_interval
+        self.temperature, self.context_reward = temperature, context_reward
+        self.register_buffer("ego_indices", torch.tensor(ego_indices), persistent=False)
+        self.observation_moments = RunningMoments(observation_dim)
+        self.reward_moments = RunningMoments(1)
+
+    @property
+    def categorical_entries(self) -> int:
+        """How many of the belief's entries, the first ones, are distributions: G * K."""
+        return self.task_encoder.variables * self.task_encoder.categories if self.task_encoder else 0
+
+    def by_variable(self, belief: Tensor) -> Tensor:
+        """The distributions among the entries of a belief ``[..., belief_dim]``. ``[..., G, K]``"""
+        return self.task_encoder.by_variable(belief) if self.task_encoder else belief[..., None, :0]
+
+    def is_random(self, acting: Acting) -> bool:
+        """Whether acting so draws something: an action, a y or z that there is, or whose these are."""
+        belief = acting.task_belief == "sample" and self.categorical_entries > 0
+        z = acting.macro_action == "sample" and self.macro_vae is not None
+        return belief or z or acting.action == "sample" or acting.permute != "none"
+
+    # --- acting ----------------------------------------------------------------------------------
+
+    def initial_carry(self, batch_size: int) -> Carry:
+        """Empty memory for ``batch_size`` environments."""
+        device = self.ego_indices.device
+        hidden = self.task_encoder.initial_hidden(batch_size, device) if self.task_encoder else ()
+        return Carry(
+            hidden,
+            torch.zeros(batch_size, self.observation_dim, device=device),
+            torch.zeros(batch_size, self.action_dim, device=device),
+            torch.zeros(batch_size, self.action_dim if self.macro_vae else 0, device=device),
+            torch.zeros(batch_size, 1, dtype=torch.int64, device=device),
+        )
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: Tensor | npt.ArrayLike,
+        reward: Tensor | npt.ArrayLike,
+        carry: Carry,
+        acting: Acting,
+    ) -> tuple[ActorStep, Carry]:
+        """One decision from raw ``observation`` ``[B, S]`` and the raw ``reward`` ``[B]`` since the last.
+
+        They may be tensors or NumPy's arrays, of any precision: they are made what the carry is. Switches to
+        evaluation mode, so that dropout never acts.
+
+        Raises:
+            UserError: for another S, or another B than the carry's.
+        """
+        like = carry.observation
+        observation = torch.as_tensor(observation, dtype=like.dtype, device=like.device)
+        reward = torch.as_tensor(reward, dtype=like.dtype, device=like.device)
+        if observation.shape != (shape := like.shape) or reward.shape != shape[:1]:
+            raise UserError(
+                f"the agent is given observations of shape {list(observation.shape)} and rewards of shape "
+                f"{list(reward.shape)}, but with this carry they must be {list(shape)} and {list(shape[:1])}"
+            )
+        absent = {"task_belief": self.task_encoder is None, "macro_action": self.macro_vae is None}
+        if absent.get(acting.permute):
+            raise UserError(f"permute is {acting.permute}, but this agent has none: leave that mode out")
+        if acting.permute != "none" and len(observation) == 1:
+            raise UserError(f"permute is {acting.permute}, but a single environment has no other: use more")
+        if any(level.training for level in self.children()):  # to ask is cheaper than to switch
+            self.eval()
+        state = self.normalize(observation)
+        hidden = carry.hidden
+        belief = state.new_zeros(len(state), 0)
+        if self.task_encoder:
+            logits, hidden = self.task_encoder(
+                carry.observation.unsqueeze(0),
+                carry.action.unsqueeze(0),
+                self.normalize_reward(reward).unsqueeze(0),
+                state.unsqueeze(0),
+                carry.hidden,
+            )
+            belief = self.belief(logits[0], acting)
+        if acting.permute == "task_belief":
+            belief = belief[_donors(len(belief)).to(belief.device)]
+        macro_action = self.macro_action(state, belief, acting)
+        if acting.permute == "macro_action":
+            macro_action = macro_action[_donors(len(state)).to(state.device)]
+        held = carry.age % self.macro_interval != 0
+        macro_action = torch.where(held, carry.macro_action, macro_action)
+        distribution = self.actor(state, belief, macro_action)
+        action = distribution.sample() if acting.action == "sample" else distribution.mean
+        log_prob = Independent(distribution, 1).log_prob(action)
+        remembered = Carry(hidden, state, action, macro_action, carry.age + 1)
+        return ActorStep(action, log_prob, belief, macro_action), remembered
+
+    # --- the parts, on normalised states ---------------------------------------------------------
+
+    def normalize(self, observation: Tensor) -> Tensor:
+        """Raw observations ``[..., S]`` in the units of the networks."""
+        return self.observation_moments.normalize(observation, _CLIP, _STD_FLOOR)
+
+    def normalize_reward(self, reward: Tensor) -> Tensor:
+        """Raw rewards ``[...]`` of a decision as contexts hold them.
+
+        One scale for all families, which the agent cannot know.
+        """
+        seen = self._in_context(reward).unsqueeze(-1)
+        return self.reward_moments.normalize(seen, _CLIP, _STD_FLOOR).squeeze(-1)
+
+    def _in_context(self, reward: Tensor) -> Tensor:
+        return signed_log(reward) if self.context_reward == "log" else reward
+
+    def belief(self, logits: Tensor, acting: Acting) -> Tensor:
+        """y from the encoder's ``logits`` ``[..., K]``: probabilities, or a sample (HiMeta, eq. of y_t)."""
+        assert self.task_encoder is not None
+        sample = acting.task_belief == "sample"
+        return self.task_encoder.belief(logits, sample=sample, temperature=self.temperature)
+
+    def macro_action(self, state: Tensor, belief: Tensor, acting: Acting) -> Tensor:
+        """z for the actor ``[..., A]``, or ``[..., 0]`` without the level."""
+        if self.macro_vae is None:
+            return state.new_zeros(*state.shape[:-1], 0)
+        posterior = self.macro_vae.encode(state, belief)
+        return posterior.rsample() if acting.macro_action == "sample" else posterior.mean
+
+    def hold(self, macro_action: Tensor) -> Tensor:
+        """z as it is held along episodes ``[T, B, A]``: that of the first decision of each interval."""
+        t = torch.arange(len(macro_action), device=macro_action.device)
+        return macro_action[t - t % self.macro_interval]
+
+    def encode_episodes(
+        self, observation: Tensor, action: Tensor, reward: Tensor, acting: Acting
+    ) -> BeliefSequence:
+        """Beliefs over whole episodes, from the same contexts that :meth:`act` sees, ending at s_t.
+
+        Args:
+            observation: raw, ``[T+1, B, S]``.
+            action: ``[T, B, A]``.
+            reward: raw, ``[T, B]``.
+        """
+        state = self.normalize(observation)
+        if self.task_encoder is None:
+            nothing = state.new_zeros(*state.shape[:-1], 0)
+            return BeliefSequence(nothing.unsqueeze(-2), nothing, nothing)
+        first = torch.zeros_like(state[:1])
+        no_reward = self.normalize_reward(torch.zeros_like(reward[:1]))
+        logits, _ = self.task_encoder(
+            torch.cat([first, state[:-1]]),
+            torch.cat([torch.zeros_like(action[:1]), action]),
+            torch.cat([no_reward, self.normalize_reward(reward)]),
+            state,
+            self.task_encoder.initial_hidden(state.shape[1], state.device),
+        )
+        return BeliefSequence(self.task_encoder.probabilities(logits), self.belief(logits, acting), logits)
+
+    def renewed(self, observation: Tensor, action: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
+        """y ``[T+1, B, belief_dim]`` and z ``[T, B, A or 0]`` along whole episodes, noise-free, as the upper
+        levels make them now.
+
+        Args: as for :meth:`encode_episodes`.
+        """
+        belief = self.renewed_belief(observation, action, reward)
+        return belief, self.renewed_macro_action(observation, belief)
+
+    @torch.no_grad()
+    def renewed_belief(self, observation: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+        """The y of :meth:`renewed`."""
+        self.eval()
+        return self.encode_episodes(observation, action, reward, Acting()).belief
+
+    @torch.no_grad()
+    def renewed_macro_action(self, observation: Tensor, belief: Tensor) -> Tensor:
+        """The z of :meth:`renewed`, given its y."""
+        self.eval()
+        return self.hold(self.macro_action(self.normalize(observation)[:-1], belief[:-1], Acting()))
+
+    @torch.no_grad()
+    def observe(self, observation: Tensor, reward: Tensor) -> None:
+        """Collective. Move the normaliser's moments by raw ``[..., S]`` and ``[...]`` of a rollout."""
+        self.observation_moments.update(observation.reshape(-1, self.observation_dim))
+        self.reward_moments.update(self._in_context(reward).reshape(-1, 1))
+
+
+def _donors(batch: int) -> Tensor:
+    """For each environment another one, the same at every step: a random cycle through the batch."""
+    cycle = torch.randperm(batch, generator=torch.Generator().manual_seed(0))
+    donors = torch.empty_like(cycle)
+    donors[cycle] = cycle.roll(1)
+    return donors

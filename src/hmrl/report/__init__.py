@@ -1,1 +1,0 @@
-"""``hmrl report``: tables and figures from any number of finished or running runs."""

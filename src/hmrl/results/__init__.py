@@ -1,0 +1,1 @@
+"""The results file, and the tables and figures made of runs."""

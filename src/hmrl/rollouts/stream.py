@@ -1,0 +1,44 @@
+"""Rollouts in the shape that Lightning iterates over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from hmrl.rollouts.replay import TrajectoryReplay
+from hmrl.types import Rollout
+
+T = TypeVar("T")
+
+
+@dataclass
+class Batch:
+    """One iteration's data: a fresh rollout, and the replay that already contains it."""
+
+    rollout: Rollout
+    replay: TrajectoryReplay
+
+
+class RolloutStream(Generic[T]):
+    """A sized iterable of rollouts, each collected when it is asked for.
+
+    The length matters: without one, Lightning prefetches a batch, which would then have been collected
+    with weights one update old.
+    """
+
+    def __init__(
+        self, length: int, draw: Callable[[int], T], close: Callable[[], None] | None = None
+    ) -> None:
+        self._length, self._draw, self._close = length, draw, close
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            for i in range(self._length):
+                yield self._draw(i)
+        finally:
+            if self._close:
+                self._close()

@@ -1,0 +1,1 @@
+"""The machine and what runs on it: processes, cores, memory, errors, provenance."""

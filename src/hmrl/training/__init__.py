@@ -1,0 +1,1 @@
+"""The Lightning shell: module, data module, trainer, callbacks, checkpoints."""

@@ -1,0 +1,66 @@
+"""One run, one directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from hmrl.system.distributed import together
+from hmrl.training.run_directory import claim, clear, continues, rewind
+
+
+class RunDirectory(pl.Callback):
+    """Claims the directory before training, and lets its logs continue where training does.
+
+    A fit continues the run there if it is given one of the run's checkpoints, wherever it was written.
+
+    Args:
+        run_dir: the directory.
+        overwrite: whether the first fit may lose a run, or results, that are there; another one may not.
+    """
+
+    def __init__(self, run_dir: str, overwrite: bool = False) -> None:
+        self.run_dir, self.overwrite = run_dir, overwrite
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """The best score so far is the run's, whatever its directory was called; another run has its own."""
+        states, continued = checkpoint["callbacks"], continues(self.run_dir, trainer.ckpt_path)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint):
+                state = states.pop(callback.state_key, None)
+                if state and continued:
+                    states[callback.state_key] = _moved(state, callback)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Collective. Claim the directory, which only the first rank writes to."""
+        with together():
+            if trainer.is_global_zero:
+                claim(self.run_dir, trainer.ckpt_path, overwrite=self.overwrite)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Drop what was logged beyond the checkpoint; of a run that is written over, everything."""
+        if not trainer.is_global_zero:
+            return
+        continued, env_steps = continues(self.run_dir, trainer.ckpt_path), int(pl_module.env_steps)
+        if self.overwrite and continued:
+            rewind(self.run_dir, env_steps)
+        elif self.overwrite:
+            clear(self.run_dir)
+        self.overwrite = False
+        for logger in trainer.loggers:
+            if hasattr(logger, "resume"):  # ours
+                logger.resume(env_steps if continued else 0)
+
+
+def _moved(state: dict[str, Any], callback: ModelCheckpoint) -> dict[str, Any]:
+    """What ``callback`` has saved, with its files where they are now."""
+
+    def here(path: str) -> str:
+        return str(Path(str(callback.dirpath)) / Path(path).name) if path else path
+
+    paths = {key: here(value) for key, value in state.items() if key.endswith("_path")}
+    best = {here(path): score for path, score in state["best_k_models"].items()}
+    return {**state, **paths, "best_k_models": best, "dirpath": callback.dirpath}

@@ -1,0 +1,119 @@
+"""Films of the agent that ``hmrl test`` has evaluated."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from hmrl.analysis.video import Camera, FilmedEnvs, film, require_film_tools, write
+from hmrl.envs.benchmarks import Goals
+from hmrl.envs.metaworld import MetaWorldEnvs
+from hmrl.envs.wrappers.shown import as_seen
+from hmrl.evaluation.baselines import choose_agent
+from hmrl.rollouts.collect import collect, seeded
+from hmrl.system.distributed import together
+from hmrl.system.errors import UserError
+from hmrl.system.paths import local_path
+from hmrl.types import Rollout, Split
+
+_STREAM = 4  # of random numbers; training, learning, validation and test have those before
+
+
+class Video(pl.Callback):
+    """After ``hmrl test``, films one episode a family into ``videos/<split>-<family>.mp4``.
+
+    On the reference simulator, whichever one evaluates, on the first of a family's test goals; by the agent
+    that is evaluated, in its first mode. It is an episode of its own, with actions sampled anew, not one of
+    those that were scored. A permutation of beliefs or macro-actions needs other episodes and does nothing.
+
+    Args:
+        results_dir: folder of ``videos``.
+        record: whether to film at all.
+        families: which; None for all.
+        every: simulator steps between two pictures; there are 80 a second.
+    """
+
+    def __init__(
+        self, results_dir: str, record: bool = False, families: list[str] | None = None, every: int = 4
+    ) -> None:
+        if every < 1:
+            raise UserError(f"video.every is {every}, but it must be at least 1")
+        self.folder = local_path(results_dir, "results_dir") / "videos"
+        self.record, self.families, self.every = record, families, every
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Collective. Refuse what cannot be filmed, before anything is evaluated."""
+        if stage != "test" or not self.record:
+            return
+        with together():
+            if trainer.is_global_zero:
+                bench = trainer.datamodule.benchmark  # type: ignore[attr-defined]
+                if "metaworld" not in bench.world.backends:
+                    raise UserError(
+                        f"video.record is true, but only Meta-World can be filmed and data.benchmark is "
+                        f"{bench.name}: use false"
+                    )
+                known = dict.fromkeys((*bench.train, *bench.test))
+                for family in self.families or ():
+                    if family not in known:
+                        raise UserError(
+                            f"video.families names {family!r}, which is not evaluated: use some of "
+                            f"{', '.join(known)}"
+                        )
+                require_film_tools()
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Film, on the first rank."""
+        if not (self.record and trainer.is_global_zero):
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        splits: tuple[Split, Split] = ("train", "test")
+        wanted = [
+            (split, family)
+            for split in splits
+            for family in data.benchmark.families(split)
+            if self.families is None or family in self.families
+        ]
+        for i, (split, family) in enumerate(wanted, start=1):
+            path = self.folder / f"{split}-{family}.mp4"
+            rollout = self._film(path, data, pl_module, split, family)
+            outcome = "solved" if rollout.ever_success.item() else "not solved"
+            line = f"video {i} of {len(wanted)}: {path} ({outcome})"
+            bar = trainer.progress_bar_callback
+            if bar is not None:
+                bar.print(line)
+            else:
+                print(line)
+
+    def _film(self, path: Path, data: Any, pl_module: Any, split: Split, family: str) -> Rollout:
+        families = data.benchmark.families(split)
+        mode, acting = next(iter(data.modes.items()))
+        agent = choose_agent(data.test.agent, pl_module.policy, [family], data.benchmark.world)
+        # One goal a family is the first one, which every evaluation on this simulator has.
+        goals = Goals(split, data.seed, 1, _STREAM)
+        shown = data.shown_to(data.test.agent)
+        envs = MetaWorldEnvs(data.benchmark, [family], goals, [0], 1, data.horizon, shown["goal_visible"])
+        with closing(envs), closing(Camera(envs.simulators[0])) as camera:
+            perturbation = data.test.perturbation_within(data.perturbation)
+            key = (data.seed, _STREAM, int(split == "test"))
+            age = int(pl_module.iteration) * data.episodes_per_trial
+            where = data.sensors, key, 0, 1, age
+            told = data.families if shown["family_visible"] else None
+            seen = as_seen(envs, perturbation, *where, families=told)
+            filmed = FilmedEnvs(seen, camera, self.every)
+            with seeded(data.seed, _STREAM, int(split == "test"), families.index(family)):
+                rollout = collect(
+                    filmed,
+                    agent,
+                    episode=0,
+                    acting=acting,
+                    families=families,
+                    split=split,
+                    mode=mode,
+                )
+        categories = getattr(agent, "categorical_entries", 0)  # experts have no belief
+        write(path, film(filmed.pictures, rollout, agent.decision_interval, categories), self.every)
+        return rollout

@@ -1,0 +1,273 @@
+"""Evaluation: scoring the rollouts that validation and test hand on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from hmrl.evaluation.metaworld_protocol import Trials
+from hmrl.evaluation.metrics import FamilyOutcomes, Score
+from hmrl.himeta.config import as_config
+from hmrl.results.file import (
+    SCHEMA,
+    check_replaceable,
+    describe_protocol,
+    digest,
+    episode_columns,
+    plain,
+    results_path,
+)
+from hmrl.system.distributed import gather, together
+from hmrl.system.paths import local_path
+from hmrl.system.provenance import provenance
+from hmrl.types import Acting, Outcomes, Rollout
+
+PRIMARY_MODE = "sampled"  # its metrics carry no suffix
+Scores = dict[str, dict[str, dict[str, Score]]]  # split -> mode -> family -> score
+
+
+_LOGGED = {"success": "success", "final_success": "final_success", "return": "episode_return"}
+
+
+def _metric(name: str, mode: str, split: str, family: str) -> str:
+    return f"{name}{'' if mode == PRIMARY_MODE else f'_{mode}'}/{split}/{family}"
+
+
+class SuccessRate(pl.Callback):
+    """Success per family and mean, on train and test families, for every way of acting.
+
+    Logs ``success/<split>/<family>`` (any step), ``final_success/...`` (last step) and ``return/...``, where
+    ``<family>`` is ``mean`` for the unweighted mean over families; other modes than sampled acting carry
+    their name, as ``success_mean_action/test/mean``. Prints a table; ``hmrl test`` also writes a results file
+    (:mod:`hmrl.results.file`).
+
+    Args:
+        results_dir: its folder; None writes nothing.
+        overwrite: whether the first test, or fit, may lose results of another checkpoint, or of another way
+            to evaluate; a later one may not.
+    """
+
+    def __init__(self, results_dir: str | None = None, overwrite: bool = False) -> None:
+        self.results_dir = None if results_dir is None else local_path(results_dir, "results_dir")
+        self.overwrite = overwrite
+        self._metrics: dict[tuple[str, str], FamilyOutcomes] = {}
+        self._episodes: list[Outcomes] = []
+        self._started = 0.0
+        self.scores: Scores = {}  # of the last evaluation
+        self.official: dict[str, dict[str, Any]] = {}  # split -> mode -> Meta-World's own numbers
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """What was asked to be written over has been."""
+        self.overwrite = False
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Forget the last evaluation."""
+        self._metrics, self._episodes, self.official = {}, [], {}
+        self._started = time.time()
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Forget the last evaluation, and refuse, before a new one, to lose other results."""
+        self.on_validation_epoch_start(trainer, pl_module)
+        with together():
+            if self.results_dir and not self.overwrite and trainer.is_global_zero:
+                hparams = trainer.datamodule.hparams  # type: ignore[attr-defined]
+                settings = {key: hparams[key] for key in ("modes", "horizon")}
+                check_replaceable(self.results_dir, self._described(trainer, pl_module), settings)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Score one rollout."""
+        self._score(outputs)
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Score one rollout."""
+        self._score(outputs)
+
+    def _score(self, evaluated: Rollout | Trials) -> None:
+        scored = evaluated.outcomes()
+        key = (scored.split, scored.mode)
+        if key not in self._metrics:
+            metric = FamilyOutcomes(scored.families, scored.distinct)
+            self._metrics[key] = metric.to(scored.family.device)
+        self._metrics[key].update(scored)
+        if isinstance(evaluated, Trials):
+            self.official.setdefault(scored.split, {})[scored.mode] = evaluated.official
+            scored = evaluated.recorded
+        self._episodes.append(scored.to("cpu"))
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Collective. Log and print."""
+        self._report(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Collective. Log, print and write the results file."""
+        self._report(trainer, pl_module)
+        if not self.results_dir:
+            return
+        episodes = [part for parts in gather(self._episodes) for part in parts]
+        if trainer.is_global_zero:
+            results = self._results(trainer, pl_module, episodes)
+            path = results_path(self.results_dir, results["protocol"]["name"])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.tmp")  # whoever finds results finds them whole
+            temporary.write_text(json.dumps(results) + "\n")
+            temporary.replace(path)
+            self.overwrite = False
+            self._print(trainer, f"results: {path}")
+
+    def _report(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.scores = {}
+        for (split, mode), metric in self._metrics.items():
+            self.scores.setdefault(split, {})[mode] = metric.compute()
+        values: dict[str, torch.Tensor] = {}
+        for split, modes in self.scores.items():
+            for mode, families in modes.items():
+                for family, score in families.items():
+                    for name, attribute in _LOGGED.items():
+                        value = torch.tensor(getattr(score, attribute), dtype=torch.float64)
+                        values[_metric(name, mode, split, family)] = value
+        pl_module.log_dict({**values, "step": pl_module.env_steps.double()}, batch_size=1)
+        if trainer.is_global_zero:
+            differs = [f"{what}: {words}" for what, words in self._differs(trainer, pl_module).items()]
+            self._print(trainer, success_table(self.scores, int(pl_module.env_steps), differs))
+            for split, modes in self.official.items():
+                for mode, official in modes.items():
+                    own = f"Meta-World's own evaluation, {split} families, {mode}: {official['success']:.2f}"
+                    self._print(trainer, own)
+
+    @staticmethod
+    def metric_names(benchmark: Any, modes: Iterable[str]) -> list[str]:
+        """Everything that an evaluation logs, for a checkpoint to be chosen by.
+
+        Args:
+            benchmark: with ``families(split)``.
+            modes: names of the ways of acting.
+        """
+        return [
+            _metric(name, mode, split, family)
+            for name in _LOGGED
+            for mode in modes
+            for split in ("train", "test")
+            for family in (*benchmark.families(split), "mean")
+        ]
+
+    @staticmethod
+    def _print(trainer: pl.Trainer, text: str) -> None:
+        bar = trainer.progress_bar_callback
+        if bar is not None:
+            bar.print(text)
+        else:
+            print(text)
+
+    @staticmethod
+    def _described(trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "agent": data.test.agent,
+            "protocol": describe_protocol(data, data.module.training_seed),
+            "weights": digest(pl_module) if data.test.agent == "policy" else None,
+            "evaluation_seed": data.seed,
+        }
+
+    @staticmethod
+    def _differs(trainer: pl.Trainer, pl_module: Any) -> dict[str, str]:
+        """What an evaluated policy does or faces that it did not in training, each mode's in words."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if (data.test if trainer.state.fn == "test" else data.validation).agent != "policy":
+            return {}
+        trained = pl_module.training_hparams or pl_module.hparams
+        acted = as_config(Acting, trained["acting"])
+        found = {mode: differs_in_words(pl_module.policy, data.modes[mode], acted) for mode in data.modes}
+        if new := [family for family in data.families if family not in trained["families"]]:
+            found["train families"] = f"{', '.join(new)} not trained on"
+        return {what: words for what, words in found.items() if words}
+
+    def _results(self, trainer: pl.Trainer, pl_module: Any, episodes: list[Outcomes]) -> dict[str, Any]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "schema": SCHEMA,
+            **self._described(trainer, pl_module),
+            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+            "env_steps": int(pl_module.env_steps),
+            "seed": pl_module.training_seed if pl_module.training_seed is not None else pl_module.seed,
+            **provenance(),
+            "training_git": pl_module.training_git,
+            "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
+            "wall_time_s": round(time.time() - self._started, 1),
+            "model": plain(pl_module.hparams),
+            "data": plain(data.hparams),
+            "scores": {
+                split: {
+                    mode: {family: score._asdict() for family, score in families.items()}
+                    for mode, families in modes.items()
+                }
+                for split, modes in self.scores.items()
+            },
+            "episodes": episode_columns(episodes),
+            "official": self.official or None,
+            "differs_from_training": self._differs(trainer, pl_module),
+        }
+
+
+def differs_in_words(policy: Any, acting: Acting, trained: Acting) -> str:
+    """How ``acting`` is another way to act than that of training; empty where it is none for this policy."""
+    unused = {"task_belief": not policy.categorical_entries, "macro_action": policy.macro_vae is None}
+    pairs = {key: (value, asdict(trained)[key]) for key, value in asdict(acting).items()}
+    return ", ".join(
+        f"{key.replace('_', ' ')} {a} (training: {b})"
+        for key, (a, b) in pairs.items()
+        if a != b and not unused.get(key)
+    )
+
+
+def success_table(scores: Scores, env_steps: int, differs: Sequence[str] = ()) -> str:
+    """A text table: one row a family, success at any step per mode, then last-step success and return.
+
+    Args:
+        differs: from training, in words; written below.
+    """
+    modes = list(next(iter(scores.values())))
+    table = Table(title=f"success after {env_steps:,} environment steps")
+    table.add_column("family", no_wrap=True)
+    for mode in modes:
+        table.add_column(f"{mode}\n[95 %]", justify="right", no_wrap=True)
+    table.add_column(f"last step\n({modes[0]})", justify="right")
+    table.add_column(f"return\n({modes[0]})", justify="right")
+    for split, by_mode in scores.items():
+        families = list(by_mode[modes[0]])
+        for family in families:
+            cells = []
+            for mode in modes:
+                score = by_mode[mode][family]
+                cells.append(f"{score.success:.2f}")
+                if score.low is not None:
+                    cells[-1] += rf" \[{score.low:.2f}, {score.high:.2f}]"
+            first = by_mode[modes[0]][family]
+            style = "bold" if family == "mean" else None
+            table.add_row(
+                f"{split} {family}",
+                *cells,
+                f"{first.final_success:.2f}",
+                f"{first.episode_return:.0f}",
+                style=style,
+                end_section=family == "mean",
+            )
+    console = Console(width=60 + 25 * len(modes), force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    notes = [f"differs from training: {words}\n" for words in differs]
+    if any(score.low is None for modes in scores.values() for of in modes.values() for score in of.values()):
+        notes.append("no interval: one goal a family and nothing drawn, so that its episodes are all equal\n")
+    return capture.get() + "".join(notes)

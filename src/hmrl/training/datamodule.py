@@ -1,0 +1,316 @@
+"""Rollouts as Lightning data: streamed from environments with the weights of the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from hmrl.envs import Backend, Benchmark, benchmark, make_envs
+from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals
+from hmrl.envs.wrappers.perturb import Perturbation, sensors_of
+from hmrl.envs.wrappers.shown import as_seen
+from hmrl.evaluation.evaluator import Evaluator
+from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig, default_modes
+from hmrl.himeta.config import as_config
+from hmrl.rollouts.collect import collect, seeded
+from hmrl.rollouts.collector import Collector
+from hmrl.rollouts.replay import TrajectoryReplay, check_capacity, deal
+from hmrl.rollouts.stream import Batch, RolloutStream
+from hmrl.system.distributed import gather, rank_and_world_size, share_of
+from hmrl.system.errors import UserError
+from hmrl.system.memory import keep_heaps_small
+from hmrl.training.curriculum import CurriculumConfig
+from hmrl.types import Acting, Agent, Rollout, Split, TaskEnvs
+
+# Independent streams of goals and of random numbers: what is drawn in one never depends on another.
+# Learning (hmrl.training.module) has stream 1.
+_TRAIN, _VALIDATION, _TEST = 0, 2, 3
+
+
+class MetaWorldDataModule(pl.LightningDataModule):
+    """Streams whole-episode rollouts from Meta-World; owns the environments and the replay.
+
+    Another world overrides :meth:`describe` and :meth:`make_envs`; its backend is ``own``.
+
+    Args:
+        benchmark: ML1, ML10, ML25, ML45 or custom; or GridWorld or GridWorldLarge.
+        train_families, test_families: for ML1 (one, in train) and custom.
+        backend: envpool, metaworld, or metaworld_async (a process an environment); gridworld for its own;
+            own for those of a subclass.
+        envs_per_family: training environments a family, over all ranks.
+        goals_per_family: fixed training goals a family, or None for a fresh goal every episode.
+        goals_shown, families_shown: the agent sees the goal, or which training family it is: upper bounds.
+        horizon: simulator steps of an episode.
+        episodes_per_trial: of training: episodes in a row on one goal, with memory kept from one to the next.
+        replay_trajectories: most trials that the replay remembers, in whole rollouts, over all ranks.
+        curriculum: training families in blocks; None for all of them all the time.
+        perturbation: of what agents see, do and earn, in training and, unless it has its own, in evaluation.
+        validation, test: how to evaluate during and after training.
+        trials: of evaluations by the protocol ``meta_world``.
+        modes: by name, the ways of acting that are evaluated.
+        ego_state: observation dimensions that macro-actions are about: the body's own (``ego``), all but
+            the hidden goal's (``everything``), or the ``other`` ones among these.
+        seed: of goals and of acting.
+    """
+
+    def __init__(
+        self,
+        benchmark: BenchmarkName = "ML10",
+        train_families: Sequence[str] = (),
+        test_families: Sequence[str] = (),
+        backend: Backend = "envpool",
+        envs_per_family: int = 10,
+        goals_per_family: int | None = None,
+        goals_shown: bool = False,
+        families_shown: bool = False,
+        horizon: int = HORIZON,
+        episodes_per_trial: int = 1,
+        replay_trajectories: int = 1000,
+        curriculum: CurriculumConfig | None = None,
+        perturbation: Perturbation = Perturbation(),  # noqa: B008
+        validation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
+        test: EvaluationConfig = EvaluationConfig(50, 5, "metaworld"),  # noqa: B008
+        trials: TrialConfig = TrialConfig(),  # noqa: B008
+        modes: dict[str, Acting] | None = None,
+        ego_state: EgoState = "ego",
+        seed: int = 1,
+    ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__()
+        keep_heaps_small()
+        for name in ("envs_per_family", "episodes_per_trial", "replay_trajectories"):
+            if arguments[name] < 1:
+                raise UserError(f"data.{name} is {arguments[name]}: use 1 or more")
+        self.benchmark = self.describe(benchmark, train_families, test_families)
+        arguments["benchmark"] = self.benchmark.name
+        self.benchmark.check_backend("data.backend", backend)
+        self.benchmark.check_horizon("data.horizon", horizon)
+        if goals_per_family is not None and goals_per_family < 1:
+            raise UserError(
+                f"data.goals_per_family is {goals_per_family}: use 1 or more, or null for fresh goals"
+            )
+        self.benchmark.check_goals("data.goals_per_family", goals_per_family or 1, backend)
+        if modes is not None and not modes:
+            raise UserError("data.modes is {}: name one or more ways of acting, or null for the usual two")
+        if seed < 0:
+            raise UserError(f"seed_everything is {seed}: use 0 or more")
+        self.backend: Backend = backend
+        self._ego_indices = self.benchmark.world.decoded(ego_state)
+        self.envs_per_family, self.goals_per_family = envs_per_family, goals_per_family
+        self.goals_shown, self.families_shown = goals_shown, families_shown
+        self.horizon, self.episodes_per_trial, self.seed = horizon, episodes_per_trial, seed
+        self.perturbation = as_config(Perturbation, perturbation)
+        self.perturbation.check("data.perturbation")
+        self.sensors = sensors_of(self.benchmark.world.observation_dim)
+        self.curriculum = None if curriculum is None else as_config(CurriculumConfig, curriculum)
+        self.schedule = self.curriculum and self.curriculum.schedule(
+            self.families, envs_per_family, self.horizon * episodes_per_trial
+        )
+        self.validation = as_config(EvaluationConfig, validation)
+        self.test = as_config(EvaluationConfig, test)
+        self.trials = as_config(TrialConfig, trials)
+        self.modes = {k: as_config(Acting, v) for k, v in (modes or default_modes()).items()}
+        for name in ("validation", "test"):
+            shown = [key for key in ("goals_shown", "families_shown") if arguments[key]]
+            getattr(self, name).check(
+                f"data.{name}", self.benchmark, backend, goals_per_family, self.perturbation, shown
+            )
+        names = ("perturbation", "validation", "test", "trials")
+        configs = {name: asdict(getattr(self, name)) for name in names}
+        arguments |= {"modes": {k: asdict(v) for k, v in self.modes.items()}, **configs}
+        arguments["curriculum"] = self.curriculum and asdict(self.curriculum)
+        arguments |= {"train_families": list(train_families), "test_families": list(test_families)}
+        self.save_hyperparameters(arguments, logger=False)  # plain values: a checkpoint loads without code
+        self._replay_trajectories = replay_trajectories
+        self.replay = TrajectoryReplay(replay_trajectories)
+        self._collector = Collector(self, _TRAIN)
+
+    def describe(self, name: BenchmarkName, train: Sequence[str], test: Sequence[str]) -> Benchmark:
+        """Families of both splits, and the sizes of observations and actions; called by the constructor.
+
+        Another world than Meta-World overrides this method, as with
+        ``Benchmark("maze", ("left",), ("right",), World(6, 2, ego_indices=(0, 1)))``.
+        """
+        return benchmark(name, train, test)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Training families: what the module's per-family statistics are about."""
+        return self.benchmark.train
+
+    @property
+    def observation_dim(self) -> int:
+        """S, with what perturbations and ``families_shown`` append."""
+        appended = self.perturbation.missing.mask_width(self.sensors)
+        appended += len(self.families) if self.families_shown else 0
+        return self.benchmark.world.observation_dim + appended
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.benchmark.world.action_dim
+
+    @property
+    def ego_indices(self) -> tuple[int, ...]:
+        """Observation dimensions that the decoder of macro-actions is given and predicts."""
+        return self._ego_indices
+
+    def check(self, stage: str, world_size: int) -> None:
+        """Refuse early what could not be built.
+
+        Raises:
+            UserError: if a simulator is not installed, environments do not divide over the processes, or a
+                rollout does not fit the replay.
+        """
+        name = "test" if stage == "test" else "validation"
+        backends = {f"data.{name}.backend": getattr(self, name).backend or self.backend}
+        if stage == "fit":
+            backends = {"data.backend": self.backend} | backends
+        for key, backend in backends.items():
+            self.benchmark.check_installed(key, backend)
+        if getattr(self, name).protocol == "meta_world":
+            self.trials.check(f"data.{name}", [self.benchmark.train, self.benchmark.test], world_size)
+        counts = {f"{name}.envs_per_family": getattr(self, name).envs_per_family}
+        if stage == "fit":
+            counts["envs_per_family"] = self.envs_per_family
+            check_capacity(self._replay_trajectories, len(self.families) * self.envs_per_family)
+            if self.schedule:
+                self.schedule.check(world_size)
+        for key, count in counts.items():
+            if count % world_size:
+                raise UserError(
+                    f"data.{key} is {count}, which does not divide over {world_size} processes: "
+                    f"use a multiple of {world_size}"
+                )
+
+    def setup(self, stage: str) -> None:
+        """Check, and give each rank its share of the replay."""
+        self.check(stage, rank_and_world_size()[1])
+        if stage == "fit":
+            self.replay.capacity = share_of(self._replay_trajectories)
+
+    def make_envs(
+        self,
+        backend: Backend,
+        goals: Goals,
+        envs_per_family: int,
+        *,
+        goal_visible: bool = False,
+        families: Sequence[str] | None = None,
+    ) -> TaskEnvs:
+        """This rank's environments; another world than Meta-World overrides this and :meth:`describe`.
+
+        Args:
+            families: some of the split's, where a curriculum says so.
+        """
+        rank, world_size = rank_and_world_size()
+        return make_envs(
+            backend,
+            self.benchmark,
+            goals,
+            envs_per_family,
+            horizon=self.horizon,
+            goal_visible=goal_visible,
+            families=families,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def shown_to(self, agent: str) -> dict[str, bool]:
+        """What ``agent``, as ``test.agent`` names it, sees beyond an observation; as of :meth:`seen_envs`."""
+        return {
+            "goal_visible": self.goals_shown or agent == "expert",
+            "family_visible": self.families_shown and agent == "policy",
+        }
+
+    def seen_envs(
+        self,
+        backend: Backend,
+        goals: Goals,
+        envs_per_family: int,
+        perturbation: Perturbation,
+        stream: int,
+        *,
+        age: int | None = None,
+        family_visible: bool = False,
+        **options: Any,
+    ) -> TaskEnvs:
+        """:meth:`make_envs` as agents see them, behind ``perturbation``, if need be with their family.
+
+        Further arguments are those of :class:`PerturbedEnvs` and, ``options``, of :meth:`make_envs`.
+        """
+        envs = self.make_envs(backend, goals, envs_per_family, **options)
+        rank, world_size = rank_and_world_size()
+        key = (self.seed, stream, int(goals.split == "test"))
+        first_slot = rank * (envs_per_family // world_size)
+        where = self.sensors, key, first_slot, envs_per_family, age
+        return as_seen(envs, perturbation, *where, families=self.families if family_visible else None)
+
+    # --- streams ---------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> RolloutStream[Batch]:
+        """One rollout an epoch, collected with the weights that the last iteration left."""
+        if int(self.module.iteration) and not self.replay.size and rank_and_world_size()[0] == 0:
+            print(f"the checkpoint holds no replay of {type(self).__name__}: it starts empty")
+        return RolloutStream(1, lambda _: self._collector.draw())
+
+    def val_dataloader(self) -> list[RolloutStream[Any]]:
+        """Train families, then test families, in every mode."""
+        return Evaluator(self, self.validation, training=_TRAIN, stream=_VALIDATION).streams()
+
+    def test_dataloader(self) -> list[RolloutStream[Any]]:
+        """Train families, then test families, in every mode."""
+        return Evaluator(self, self.test, training=_TRAIN, stream=_TEST).streams()
+
+    def collect(
+        self, envs: TaskEnvs, agent: Agent, key: tuple[int, ...], split: Split, **options: Any
+    ) -> Rollout:
+        """One trial in ``envs``, on the random stream that ``key`` names.
+
+        Args:
+            options: of :func:`hmrl.rollouts.collect.collect`.
+        """
+        families, (stream, *rest) = self.benchmark.families(split), key
+        with seeded(self.seed, stream, rank_and_world_size()[0], *rest):
+            return collect(envs, agent, families=families, split=split, **options)
+
+    @property
+    def module(self) -> Any:
+        """The LightningModule that is trained or evaluated."""
+        assert self.trainer is not None
+        return self.trainer.lightning_module
+
+    # --- Lightning -------------------------------------------------------------------------------
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Rollouts go to the learner's device; the replay stays on the CPU and is sampled from there."""
+        if isinstance(batch, Batch):
+            return Batch(batch.rollout.to(device), batch.replay)
+        return batch.to(device)
+
+    def teardown(self, stage: str) -> None:
+        """Free the simulators."""
+        self._collector.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collective. Every rank's replay."""
+        return {"replays": gather(self.replay.state_dict())}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave: each rank its own replay, or its share of all."""
+        rank, world_size = rank_and_world_size()
+        replays = state_dict["replays"]
+        if len(replays) == world_size:
+            self.replay.load_state_dict(replays[rank])
+            return
+        self.replay.load_state_dict(deal(replays, rank, world_size))
+        if rank == 0:
+            print(
+                f"the checkpoint was written by {len(replays)} process(es) and is continued by {world_size}: "
+                "weights, optimizers, normaliser and replay are kept, but the run will not be bit-equal to "
+                "one with the same number throughout"
+            )
