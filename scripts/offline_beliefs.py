@@ -4,11 +4,11 @@ python scripts/offline_beliefs.py runs/ml10/checkpoints/last.ckpt
 
 A belief is categorical:K, categorical:GxK (G variables of K categories each) or continuous:WIDTH. Each
 encoder starts anew, with the settings of the checkpoint otherwise, and learns to predict the rewards of
-other steps of the episode (hmrl.himeta.beliefs.reward_loss), nothing else. Printed: the squared error on episodes
-that were held out, in deviations of the contexts' rewards over all of training, the mean and each seed's, and
-seconds an update. It compares beliefs on the same episodes, no more: part of a reward is given away by the
-step that is asked about, whatever the belief; and what an encoder learns in training, where episodes change
-with it, may differ.
+other steps of the episode (hmrl.himeta.losses.reward_loss), nothing else. Printed: the squared error on
+episodes that were held out, in deviations of the contexts' rewards over all of training, the mean and each
+seed's, and seconds an update. It compares beliefs on the same episodes, no more: part of a reward is given
+away by the step that is asked about, whatever the belief; and what an encoder learns in training, where
+episodes change with it, may differ.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from hmrl.himeta.beliefs import reward_loss
-from hmrl.himeta.build import build_policy
 from hmrl.himeta.config import ActorCriticConfig, TaskEncoderConfig, as_config
-from hmrl.himeta.policy import HierarchicalPolicy
+from hmrl.himeta.losses import reward_loss
+from hmrl.himeta.policy import HierarchicalPolicy, build_policy
 from hmrl.rollouts.collect import seeded
 from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.system.errors import UserError

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmrl import video
+from hmrl.analysis import video
 from hmrl.analysis.video import SIZE, STRIP, Camera, FilmedEnvs
 from hmrl.envs import benchmark, make_envs
 from hmrl.envs.benchmarks import Goals

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-import hmrl.himeta.beliefs
+import hmrl.himeta.losses
 import hmrl.training.module
 from hmrl.evaluation.protocols import EvaluationConfig
-from hmrl.himeta.beliefs import questions
 from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
-from hmrl.himeta.losses import ppo_samples
+from hmrl.himeta.losses import ppo_samples, questions
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.system.distributed import rank_and_world_size
 from hmrl.system.errors import UserError
@@ -195,7 +194,7 @@ def learn(
     with ExitStack() as patches:
         patches.enter_context(patch.object(hmrl.training.module, "ppo_samples", recorded))
         patches.enter_context(patch.object(Normal, "rsample", noise_of_the_sample))
-        patches.enter_context(patch.object(hmrl.himeta.beliefs, "questions", questions_alike))
+        patches.enter_context(patch.object(hmrl.himeta.losses, "questions", questions_alike))
         if upper_target_kl is not None:
             patches.enter_context(patch.object(AsMoved, "kl", kl))
             patches.enter_context(patch.object(hmrl.training.module, "Movement", AsMoved))

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
-import hmrl.himeta.beliefs
-from hmrl.himeta.beliefs import belief_loss, mixture_loss
+import hmrl.himeta.losses
 from hmrl.himeta.diagnostics import beliefs_of, rollout_metrics
-from hmrl.himeta.losses import imputation_loss
-from hmrl.himeta.networks.task_encoder import MixtureEncoder
+from hmrl.himeta.losses import belief_loss, imputation_loss, mixture_loss
+from hmrl.himeta.networks import MixtureEncoder
 from hmrl.rollouts.collect import seeded
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout
@@ -147,7 +146,7 @@ def randints(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         drawn.append(randint(*args, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(hmrl.himeta.beliefs.torch, "randint", noted)
+    monkeypatch.setattr(hmrl.himeta.losses.torch, "randint", noted)
     return drawn
 
 

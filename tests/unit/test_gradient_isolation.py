@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -75,8 +76,9 @@ def loss_of(module: HierarchicalMetaRL, level: str) -> NullaryLoss:
     }[level]  # type: ignore[return-value]
 
 
-def descend(module: HierarchicalMetaRL, level: str, norm: float, loss: NullaryLoss) -> dict[str, Tensor]:
-    return module._descend({level: norm}, lambda _: loss(), {})
+def descend(module: HierarchicalMetaRL, level: str, loss: NullaryLoss) -> dict[str, Tensor]:
+    with module._learning(level):
+        return module._descend(loss()[0], level)
 
 
 def changes(module: HierarchicalMetaRL, action: Callable[[], object]) -> set[str]:
@@ -93,10 +95,6 @@ def parameters_of(module: HierarchicalMetaRL, *levels: str) -> set[str]:
 
 
 ALL = "encoder vae"
-
-
-def unmoved() -> Tensor:
-    return torch.zeros(())
 
 
 VALUE_ALONE = {"value_coef": 1.0, "categorical_coef": 0.0, "occupancy_coef": 0.0, "reward_coef": 0.0}
@@ -117,7 +115,7 @@ def test_a_step_changes_every_parameter_of_its_level_and_nothing_else(level: str
     module.train()
 
     def step() -> None:
-        metrics = descend(module, level, 1.0, loss)
+        metrics = descend(module, level, loss)
         assert metrics[f"grad_norm/{level}"] > 0
         gradient.update({n: p.grad is not None for n, p in module.named_parameters()})
         assert all(p.requires_grad for p in module.parameters())  # the others' are given back
@@ -138,7 +136,7 @@ def test_a_step_changes_every_parameter_of_its_level_and_nothing_else(level: str
     ],
 )
 def test_what_a_loss_differentiates_when_nothing_protects_the_others(level: str, reached: set[str]) -> None:
-    """Without ``_descend``: what is detached inside the losses."""
+    """Without ``_learning``: what is detached inside the losses."""
     module = agent(ALL)
     loss, _ = loss_of(module, level)()
     loss.backward()
@@ -150,7 +148,7 @@ def test_what_a_loss_differentiates_when_nothing_protects_the_others(level: str,
 def test_the_encoder_learns_from_each_of_its_terms(form: str) -> None:
     weights = {f"{f}_coef": float(f == form) for f in ("value", "categorical", "occupancy")}
     module = agent(ALL, encoder=weights)
-    changed = changes(module, lambda: descend(module, "task_encoder", 1.0, loss_of(module, "task_encoder")))
+    changed = changes(module, lambda: descend(module, "task_encoder", loss_of(module, "task_encoder")))
     assert changed == parameters_of(module, "task_encoder")
 
 
@@ -160,7 +158,7 @@ def test_the_value_loss_reaches_the_encoder_only_through_the_critic() -> None:
     with torch.no_grad():
         module.policy.critic.net[0].weight[:, S:] = 0
     loss = loss_of(module, "task_encoder")
-    assert changes(module, lambda: descend(module, "task_encoder", 1.0, loss)) == set()
+    assert changes(module, lambda: descend(module, "task_encoder", loss)) == set()
 
 
 def test_the_encoders_gradient_is_that_of_a_semi_gradient_value_loss() -> None:
@@ -193,8 +191,9 @@ def test_the_encoders_gradient_is_that_of_a_semi_gradient_value_loss() -> None:
 )
 def test_whole_updates_keep_to_their_level(update: str, level: str) -> None:
     module = agent(ALL)
-    replay = iteration_batch(rollout_for(module)).replay
-    assert changes(module, lambda: getattr(module, update)(replay, unmoved)) == parameters_of(module, level)
+    rollout = rollout_for(module)
+    replay = iteration_batch(rollout).replay
+    assert changes(module, lambda: getattr(module, update)(replay, rollout)) == parameters_of(module, level)
 
 
 def test_the_ppo_epochs_keep_to_actor_and_critic() -> None:
@@ -206,11 +205,12 @@ def test_the_ppo_epochs_keep_to_actor_and_critic() -> None:
 
 def test_gradients_are_clipped_to_the_levels_norm() -> None:
     module = agent(ALL)
+    module._settings["critic"] = module._settings["critic"]._replace(max_grad_norm=1e-3)
     before, after = [], []
 
     def step() -> None:
         loss = loss_of(module, "critic")
-        before.append(descend(module, "critic", 1e-3, loss)["grad_norm/critic"])
+        before.append(descend(module, "critic", loss)["grad_norm/critic"])
         after.append(torch.stack([p.grad.norm() for p in module.policy.critic.parameters()]).norm())  # type: ignore[union-attr]
 
     inside_fit(module, step)
@@ -219,29 +219,30 @@ def test_gradients_are_clipped_to_the_levels_norm() -> None:
 
 
 @pytest.mark.parametrize("broken", ["advantage", "state"])
-def test_a_low_level_loss_that_is_not_finite_names_its_family_and_changes_nothing(broken: str) -> None:
+def test_a_non_finite_low_level_loss_names_its_level_and_changes_nothing(broken: str) -> None:
     module = agent(ALL)
     targets, _ = ppo_samples(module.policy, rollout := rollout_for(module), rollout.reward, module.ppo)
     samples = {k: v.flatten(0, 1) for k, v in targets.items()}
     samples[broken][samples["family"] == 1] = float("nan")
 
     def step() -> None:
-        with pytest.raises(UserError, match=r"level actor is not finite in iteration 0.*family: push;"):
-            module._descend({"actor": 1.0}, lambda b: actor_loss(module.policy, b, module.ppo), samples)
+        with pytest.raises(UserError, match=r"level actor is not finite in iteration 0.*loss nan, gradient"):
+            descend(module, "actor", lambda: actor_loss(module.policy, samples, module.ppo))
 
     assert changes(module, step) == set()
 
 
 @pytest.mark.parametrize("level", ["task_encoder", "macro_vae"])
-def test_an_upper_levels_loss_that_is_not_finite_names_its_family_and_changes_nothing(level: str) -> None:
+def test_a_non_finite_loss_of_an_upper_level_names_it_and_changes_nothing(level: str) -> None:
     module = agent(ALL)
     rollout = rollout_for(module)
-    rollout.observation[3, rollout.family == 0] = float("nan")
-    replay = iteration_batch(rollout).replay
+    broken = replace(rollout, observation=rollout.observation.clone())
+    broken.observation[3, rollout.family == 0] = float("nan")
+    replay = iteration_batch(broken).replay
 
     def step() -> None:
-        with pytest.raises(UserError, match=rf"level {level} is not finite in iteration 0.*family: reach;"):
-            getattr(module, f"_update_{level}")(replay, unmoved)
+        with pytest.raises(UserError, match=rf"level {level} is not finite in iteration 0"):
+            getattr(module, f"_update_{level}")(replay, rollout)
 
     assert changes(module, step) == set()
 
@@ -252,13 +253,13 @@ def test_a_gradient_that_is_not_finite_where_the_loss_is_stops_too() -> None:
     targets, _ = ppo_samples(module.policy, rollout := rollout_for(module), rollout.reward, module.ppo)
     samples = {k: v.flatten(0, 1) for k, v in targets.items()}
 
-    def loss(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        value, metrics = critic_loss(module.policy, batch)
+    def loss() -> tuple[Tensor, dict[str, Tensor]]:
+        value, metrics = critic_loss(module.policy, samples)
         return value + (value * 0).sqrt(), metrics
 
     def step() -> None:
         with pytest.raises(UserError, match=r"level critic is not finite.*gradient norm nan"):
-            module._descend({"critic": 1.0}, loss, samples)
+            descend(module, "critic", loss)
 
     assert changes(module, step) == set()
 

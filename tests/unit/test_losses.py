@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from hmrl.himeta.losses import actor_loss, average, critic_loss, macro_vae_loss, task_encoder_loss
+from hmrl.himeta.diagnostics import average
+from hmrl.himeta.losses import actor_loss, critic_loss, macro_vae_loss, task_encoder_loss
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -326,7 +327,9 @@ def test_the_vae_learns_from_the_beliefs_that_act(monkeypatch: pytest.MonkeyPatc
         return seen[-1][1]
 
     monkeypatch.setattr(module.policy, "encode_episodes", spy)
-    inside_fit(module, lambda: module._update_macro_vae(batch.replay, lambda: torch.zeros(())))
+    still = SimpleNamespace(kl=torch.zeros(()), measure=lambda: None)
+    monkeypatch.setattr(hmrl.training.module, "Movement", lambda *_, **__: still)
+    inside_fit(module, lambda: module._update_macro_vae(batch.replay, batch.rollout))
     ((args, sequence),) = seen
     module.eval()
     torch.testing.assert_close(sequence.probabilities, encode(*args).probabilities)

@@ -10,10 +10,7 @@ from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from hmrl.himeta.formulas import bounded
-from hmrl.himeta.networks.actor_critic import Actor, Critic
-from hmrl.himeta.networks.macro_vae import MacroVAE
-from hmrl.himeta.networks.mlp import mlp
-from hmrl.himeta.networks.task_encoder import MixtureEncoder, TaskEncoder
+from hmrl.himeta.networks import Actor, Critic, MacroVAE, MixtureEncoder, TaskEncoder, mlp
 
 S, A, K, E = 7, 2, 3, 4
 

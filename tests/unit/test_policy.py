@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from hmrl.himeta.build import build_policy
 from hmrl.himeta.config import ActorCriticConfig
 from hmrl.himeta.losses import macro_vae_loss
-from hmrl.himeta.policy import HierarchicalPolicy, _donors
+from hmrl.himeta.policy import HierarchicalPolicy, _donors, build_policy
 from hmrl.system.errors import UserError
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import hmrl.report
 import numpy as np
 import pytest
-from hmrl.report import figures, summary
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy.stats import ttest_1samp, ttest_ind
 
 from hmrl.cli.report import main
+from hmrl.results import curves, summary
 from hmrl.results.methods import group
 from hmrl.results.reading import read_run
 from hmrl.results.statistics import Estimate
@@ -78,7 +76,7 @@ def runs(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saving figures is what takes time."""
-    monkeypatch.setattr(figures, "save", lambda figure, path, formats: None)
+    monkeypatch.setattr(curves, "save", lambda figure, path, formats: None)
 
 
 def report(arguments: list[str], out: Path, *options: str) -> str:
@@ -334,9 +332,9 @@ def test_equal_data_give_equal_files(
     methods = group(read_run(run, "sampled") for run in runs[:6])
     for epoch, name in (("0", "first"), ("1000000000", "again")):
         monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)  # what the PDF would take for the date of today
-        figure = figures.learning_curves(methods, "success", 200_000.0)
+        figure = curves.learning_curves(methods, "success", 200_000.0)
         assert figure is not None
-        figures.save(figure, tmp_path / name, ["png", "pdf"])
+        curves.save(figure, tmp_path / name, ["png", "pdf"])
     for suffix in ("png", "pdf"):
         first, again = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("first", "again"))
         assert first == again
@@ -381,14 +379,14 @@ def test_a_method_has_one_colour_in_all_figures(runs: list[str], tmp_path: Path)
     for path in (tmp_path / "runs").glob("thre-*/test-*.json"):
         path.unlink()
     methods = group(read_run(run, "sampled") for run in runs)
-    curves = figures.learning_curves(methods, "success", 0.0)
-    assert curves is not None
-    bars = figures.success_bars(methods, "first_episode")
-    assert set(legend(curves)) == set(SUCCESS)
+    lines = curves.learning_curves(methods, "success", 0.0)
+    assert lines is not None
+    bars = curves.success_bars(methods, "first_episode")
+    assert set(legend(lines)) == set(SUCCESS)
     assert set(legend(bars)) == {"flat", "belief|less", "script (ceiling)", "chance (floor)"}
-    assert legend(curves)["flat"] == legend(bars)["flat"] == to_rgb(figures.colours(methods)["flat"])
-    drawn = [to_rgb(line.get_color()) for line in curves.axes[0].get_lines()]
-    assert drawn == [legend(curves)[label] for label in SUCCESS]
+    assert legend(lines)["flat"] == legend(bars)["flat"] == to_rgb(curves.colours(methods)["flat"])
+    drawn = [to_rgb(line.get_color()) for line in lines.axes[0].get_lines()]
+    assert drawn == [legend(lines)[label] for label in SUCCESS]
     assert [to_rgb(patch.get_facecolor()) for patch in bars.axes[0].patches[::3]] == [
         legend(bars)["flat"],
         legend(bars)["belief|less"],
@@ -396,7 +394,7 @@ def test_a_method_has_one_colour_in_all_figures(runs: list[str], tmp_path: Path)
 
 
 def test_bars_stand_beside_each_other(runs: list[str]) -> None:
-    bars = figures.success_bars(group(read_run(run, "sampled") for run in runs), "first_episode")
+    bars = curves.success_bars(group(read_run(run, "sampled") for run in runs), "first_episode")
     first = [patch for patch in bars.axes[0].patches if -0.5 < patch.get_x() < 0.4]  # of reach, a method each
     assert [patch.get_height() for patch in first] == pytest.approx([1.4 / 3, 1.1 / 3, 0.4 / 3])
     ends = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in first]
@@ -409,7 +407,7 @@ def test_an_untrained_decoder_does_not_flatten_its_panel(tmp_path: Path) -> None
     run = write_seed(tmp_path / "m-seed1", 1)
     error = {1.0: 5000.0, 2.0: 0.9}
     write_metrics(run, {"vae/decoder_error": error, "encoder/family_information": error})
-    figure = figures.diagnostics(group([read_run(str(run), "sampled")]))
+    figure = curves.diagnostics(group([read_run(str(run), "sampled")]))
     assert figure is not None
     tops = {axis.get_ylabel(): axis.get_ylim()[1] for axis in figure.axes}
     assert tops["relative to predicting no motion"] == 2
@@ -418,7 +416,7 @@ def test_an_untrained_decoder_does_not_flatten_its_panel(tmp_path: Path) -> None
 
 def test_means_are_a_row_a_method(runs: list[str]) -> None:
     methods = group(read_run(run, "sampled") for run in runs)
-    means = figures.success_means(methods, "first_episode")
+    means = curves.success_means(methods, "first_episode")
     assert [axis.get_title() for axis in means.axes] == ["train families", "test families"]
     expected = {
         method.label: summary.success(method.results("first_episode"), "test", "mean")
@@ -446,7 +444,7 @@ def test_bars_of_many_methods_stand_above_each_other(count: int, above: bool, tm
     for i in range(count):
         write_result(write_seed(tmp_path / f"m{i}-seed1", 1), result(rates(0.1, 0.2, 0.3)))
     methods = group(read_run(str(tmp_path / f"m{i}-seed1"), "sampled") for i in range(count))
-    figure = figures.success_bars(methods, "first_episode")
+    figure = curves.success_bars(methods, "first_episode")
     train, test = (axis.get_subplotspec() for axis in figure.axes)
     assert train is not None
     assert test is not None
@@ -465,12 +463,12 @@ def test_curves_are_means_over_seeds_with_bands(runs: list[str], tmp_path: Path)
     shorter["rollout/success/mean"] = dict(list(shorter["rollout/success/mean"].items())[:15])
     write_metrics(tmp_path / "runs/flat-seed2", shorter)
     methods = group(read_run(run, "sampled") for run in runs)
-    figure = figures.learning_curves(methods, "success", 0.0)
+    figure = curves.learning_curves(methods, "success", 0.0)
     assert figure is not None
     line = figure.axes[0].get_lines()[1]
     assert line.get_xdata()[-1] == pytest.approx(1.5)  # millions, the shortest run
     assert line.get_ydata()[-1] == pytest.approx((0.4 + 0.4 + 0.2) / 3 * 0.75)
-    smooth = figures.learning_curves(methods, "success", 300_000.0)
+    smooth = curves.learning_curves(methods, "success", 300_000.0)
     assert smooth is not None
     rates = smooth.axes[0].get_lines()[1].get_ydata()
     assert rates[-1] == pytest.approx((0.4 + 0.4 + 0.2) / 3 * 0.7)  # of iterations 13, 14 and 15 of 20
@@ -486,7 +484,7 @@ def test_curves_are_means_over_seeds_with_bands(runs: list[str], tmp_path: Path)
 
 def test_panels_are_those_with_data(runs: list[str]) -> None:
     methods = group(read_run(run, "sampled") for run in runs)
-    families, use = figures.family_curves(methods, "success", 0.0), figures.diagnostics(methods)
+    families, use = curves.family_curves(methods, "success", 0.0), curves.diagnostics(methods)
     assert families is not None
     assert use is not None
     assert titles(families) == ["train: reach", "train: push", "test: drawer-open"]
@@ -553,11 +551,3 @@ def test_matplotlib_is_imported_when_a_report_is_drawn() -> None:
     code = "import sys, hmrl.cli.report; print('matplotlib' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout.strip() == "False"
-
-
-def test_reading_and_formulae_know_the_vocabulary_only() -> None:
-    for path in Path(hmrl.report.__file__).parent.glob("*.py"):
-        tree = ast.walk(ast.parse(path.read_text()))
-        known = {node.module or "" for node in tree if isinstance(node, ast.ImportFrom)}
-        ours = {name for name in known if name.startswith("hmrl")}
-        assert all(name == "hmrl.types" or name.startswith("hmrl.report") for name in ours), path

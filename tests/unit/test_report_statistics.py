@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hmrl.report import statistics
 from scipy.stats import mannwhitneyu, t, ttest_1samp
 
+from hmrl.results import statistics
 from hmrl.results.statistics import (
     align,
     difference,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmrl import video
+from hmrl.analysis import video
 from hmrl.analysis.video import SIZE, STRIP, Caption, FilmedEnvs, caption, captioned, film, require_film_tools
 from hmrl.envs import benchmark
 from hmrl.rollouts.collect import collect, seeded

@@ -58,7 +58,7 @@ class TaskEncoderConfig:
 
     Args:
         belief: "categorical" (HiMeta), "continuous" (the recurrent state's projection, as in RL2) or
-            "mixture" (a Gaussian mixture, as in SD); see :mod:`hmrl.himeta.networks.task_encoder`.
+            "mixture" (a Gaussian mixture, as in SD); see :mod:`hmrl.himeta.networks`.
         categories: K, the categories of the belief y; the width of a continuous one.
         variables: G, how many categorical variables y consists of, each of K categories.
         cell: recurrent cell.
@@ -72,7 +72,7 @@ class TaskEncoderConfig:
         temperature: of the Gumbel-softmax sample.
         value_coef: weight of the value loss.
         reward_coef: weight of predicting the rewards of other steps of the same trial from the belief; see
-            :func:`hmrl.himeta.beliefs.reward_loss`.
+            :func:`hmrl.himeta.losses.reward_loss`.
         reward_samples: pairs of a belief and such a step, for each replayed episode.
         latent: width of a mixture's components.
         decoder_hidden: hidden widths of the reward's decoder, or of a mixture's two.

@@ -9,7 +9,7 @@ from torch.distributions import Normal, kl_divergence
 from hmrl.himeta.formulas import agreements, entropy, mutual_information, sums_by_group
 from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.system.distributed import mean_over_ranks, sum_over_ranks
-from hmrl.types import Acting, Rollout
+from hmrl.types import Acting, Metrics, Rollout
 
 _EPISODES = 20  # along which movement is looked at, on each rank
 
@@ -90,7 +90,7 @@ def beliefs_of(policy: HierarchicalPolicy, rollout: Rollout, acting: Acting) -> 
 
 
 class Movement:
-    """How far a policy has moved since this was made, whenever it is asked.
+    """How far a policy has moved since this was made, whenever it is measured.
 
     KL(then || now) of its actions, y and z made anew, on average over the decisions of about twenty episodes
     of different families. Those are enough; along all episodes it would cost an eighth of learning.
@@ -108,10 +108,11 @@ class Movement:
         self._episodes = [x[:, some] for x in (rollout.observation, rollout.action, rollout.reward)]
         self._belief = self._beliefs() if beliefs_stay else None
         self._then = self._distribution()
+        self.kl = self._then.loc.new_zeros(())  # when it was last measured
 
-    def __call__(self) -> Tensor:
-        """The KL, a scalar."""
-        return kl_divergence(self._then, self._distribution()).sum(-1).mean()
+    def measure(self) -> None:
+        """Set ``kl``, a scalar, to how far it has moved by now."""
+        self.kl = kl_divergence(self._then, self._distribution()).sum(-1).mean()
 
     @torch.no_grad()
     def _beliefs(self) -> Tensor:
@@ -124,3 +125,8 @@ class Movement:
         state = self._policy.normalize(self._episodes[0])[:-1]
         distribution: Normal = self._policy.actor(state, belief[:-1], z)
         return distribution
+
+
+def average(metrics: list[Metrics]) -> Metrics:
+    """The mean of each key over a list of equal-keyed dictionaries."""
+    return {k: torch.stack([m[k] for m in metrics]).mean() for k in metrics[0]} if metrics else {}

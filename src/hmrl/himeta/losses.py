@@ -1,36 +1,40 @@
 """The loss of each level: networks and data in, a scalar and what to log of it out.
 
 No gradient crosses a level. Whose parameters a loss may change is decided where it is descended
-(:mod:`hmrl.training.module`); what a loss must not differentiate through at all is detached here.
+(:meth:`hmrl.training.module.HierarchicalMetaRL.training_step`); what a loss must not differentiate through
+at all is detached here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, Normal, kl_divergence
 
-from hmrl.himeta.beliefs import belief_loss
 from hmrl.himeta.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.himeta.formulas import (
+    categorical_regulariser,
     clipped_policy_loss,
+    entropy,
     explained_variance,
     gae,
     goal_steps,
     imputation_elbo,
     means_by_group,
+    occupancy_weights,
     standardize,
 )
-from hmrl.himeta.networks.macro_vae import MacroVAE
+from hmrl.himeta.networks import MacroVAE, MixtureEncoder, TaskEncoder
 from hmrl.himeta.policy import BeliefSequence, HierarchicalPolicy
 from hmrl.system.distributed import mean_over_ranks
-from hmrl.types import Acting, Metrics, Rollout, Trajectories
+from hmrl.types import TRAJECTORY_TENSORS, Acting, Metrics, Rollout, Trajectories
 
-Minibatch = dict[str, Tensor] | Trajectories
-LossFunction = Callable[[Any], tuple[Tensor, Metrics]]  # of a minibatch
+# --- high level: the task belief y -----------------------------------------------------------------
 
 
 def task_encoder_loss(
@@ -57,43 +61,132 @@ def task_encoder_loss(
     return loss, metrics | {"encoder/loss": loss.detach(), "encoder/value_loss": value_loss.detach()}
 
 
-def displacement(state: Tensor, goal: Tensor) -> Tensor:
-    """From the state at each step to that at its goal step: s_{goal(t)} - s_t. ``[T, B, ...]``
-
-    Args:
-        state: ``[T+1, B, D]``.
-        goal: decision indices in 0..T, ``[T, B]`` long.
+def belief_loss(
+    policy: HierarchicalPolicy, episodes: Trajectories, sequence: BeliefSequence, config: TaskEncoderConfig
+) -> tuple[Tensor, Metrics]:
+    """What a belief is trained on besides value: categorical and occupancy regularisers (HiMeta, high
+    level), the prediction of rewards, and for a mixture its reconstruction.
     """
-    return state.gather(0, goal.unsqueeze(-1).expand(-1, -1, state.shape[-1])) - state[:-1]
+    loss = sequence.belief.new_zeros(())
+    metrics: Metrics = {}
+    encoder = policy.task_encoder
+    if sequence.probabilities.shape[-1]:
+        categorical = categorical_regulariser(sequence.probabilities, config.categorical)
+        weights = occupancy_weights(config.categories, config.occupancy).to(loss.device)
+        occupancy = (sequence.probabilities * weights).sum(-1).mean()
+        loss = config.categorical_coef * categorical + config.occupancy_coef * occupancy
+        metrics = {"encoder/categorical": categorical.detach(), "encoder/occupancy": occupancy.detach()}
+    if isinstance(encoder, MixtureEncoder):
+        mixture, more = mixture_loss(policy, encoder, episodes, sequence, config)
+        loss, metrics = loss + config.mixture_coef * mixture, metrics | more
+    elif encoder and config.reward_coef:
+        error = reward_loss(policy, encoder, episodes, sequence, config.reward_samples)
+        loss = loss + config.reward_coef * error
+        metrics["encoder/reward_error"] = error.detach()
+    return loss, metrics
 
 
-def relative_error(prediction: Tensor, displaced: Tensor) -> Tensor:
-    """Mean squared error of a predicted displacement, divided by that of predicting no motion; a scalar."""
-    baseline = displaced.square().mean()
-    return (prediction - displaced).square().mean() / baseline.clamp(min=1e-8)
+class Questions(NamedTuple):
+    """To a belief, about another step of the same trial. M questions a trial, normalised."""
+
+    asked: tuple[Tensor, Tensor]  # index of the beliefs that are asked, each [M, N]
+    state: Tensor  # s_t' [M, N, S]
+    action: Tensor  # a_t' [M, N, A]
+    next_state: Tensor  # s_t'+1 [M, N, S]
+    reward: Tensor  # r_t' [M, N], as contexts hold it
 
 
 @torch.no_grad()
-def decoded_with_and_without(
-    vae: MacroVAE, ego_state: Tensor, z: Tensor, average: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What the decoder, without dropout, predicts given z, and given z's mean over all steps everywhere.
-
-    The mean, and not 0, so that a constant z counts as no information, whatever it is.
-
-    Args:
-        ego_state: normalised, ``[T, B, E]``.
-        z: ``[T, B, A]``.
-        average: z's mean, ``[A]``.
-
-    Returns:
-        Predicted displacements, each ``[T, B, E]``.
+def questions(policy: HierarchicalPolicy, episodes: Trajectories, count: int) -> Questions:
+    """``count`` random pairs of a belief's step and another step for each trial (VariBAD, Zintgraf et al.
+    2020: the whole trial, its future too, has to be explained by what is known so far).
     """
-    training = vae.training
-    vae.eval()
-    found = vae.decode(ego_state, z), vae.decode(ego_state, average.expand_as(z))
-    vae.train(training)
-    return found
+    length, trials = episodes.reward.shape
+    device = episodes.reward.device
+    column = torch.arange(trials, device=device)
+    t = torch.randint(length + 1, (count, trials), device=device)
+    step = torch.randint(length, (count, trials), device=device)
+    last = (step + 1) % (length // episodes.episodes) == 0
+    step = torch.where(last & (step + 1 < length), step - 1, step)  # what follows a reset tells nothing
+    state = policy.normalize(episodes.observation)
+    return Questions(
+        (t, column.expand_as(t)),
+        state[step, column],
+        episodes.action[step, column].clamp(-1, 1),
+        state[step + 1, column],
+        policy.normalize_reward(episodes.reward)[step, column],
+    )
+
+
+def reward_loss(
+    policy: HierarchicalPolicy,
+    encoder: TaskEncoder,
+    episodes: Trajectories,
+    sequence: BeliefSequence,
+    samples: int,
+) -> Tensor:
+    """(r_t' - r_hat(y_t, s_t', a_t', s_t'+1))^2 over random t, t' of each trial, in the units of contexts.
+
+    What tells tasks apart is what they reward, so a belief that predicts it wherever the body is knows the
+    task: VariBAD's reward decoder (Zintgraf et al. 2020, eq. 9), without a variational bottleneck, for the
+    belief has one of its own in its categories. Not in HiMeta: value alone does not ask for the task where
+    the critic can read the reward's height off the latest context.
+    """
+    assert encoder.reward_decoder is not None
+    about = questions(policy, episodes, samples)
+    seen = [sequence.belief[about.asked], about.state, about.action, about.next_state]
+    predicted = encoder.reward_decoder(torch.cat(seen, dim=-1)).squeeze(-1)
+    error: Tensor = (predicted - about.reward).square().mean()
+    return error
+
+
+def mixture_loss(
+    policy: HierarchicalPolicy,
+    encoder: MixtureEncoder,
+    episodes: Trajectories,
+    sequence: BeliefSequence,
+    config: TaskEncoderConfig,
+) -> tuple[Tensor, Metrics]:
+    """The negative evidence bound of a Gaussian mixture over sub-tasks (SD, NeurIPS 2023).
+
+    From the belief at a random step t, the reward and the next state of another random step t' of the same
+    trial are reconstructed (:func:`questions`), with every category's own x ~ q(x | c, y), weighted by
+    q(y | c):
+
+        E_q(y) [ (r - r_hat)^2 + mean_d (ds_d - ds_hat_d)^2 + w KL(q(x | c, y) || p(x | y)) ]
+            + w KL(q(y | c) || uniform)
+    """
+    about = questions(policy, episodes, config.mixture_samples)
+    out, weight = sequence.out[about.asked], sequence.probabilities[about.asked].squeeze(-2)
+    mean, std = encoder.components(out)
+    posterior = Normal(mean, std, validate_args=False)
+    x = posterior.rsample()  # [M, N, K, L]
+
+    def with_each(*parts: Tensor) -> Tensor:
+        shared = torch.cat(parts, dim=-1).unsqueeze(-2)
+        return torch.cat([x, shared.expand(*x.shape[:-1], -1)], dim=-1)
+
+    before, action, after = about.state, about.action, about.next_state
+    reward_error = (
+        encoder.reward_decoder(with_each(before, action, after)).squeeze(-1) - about.reward.unsqueeze(-1)
+    ).square()
+    moved = (after - before).unsqueeze(-2)
+    state_error = (encoder.state_decoder(with_each(before, action)) - moved).square().mean(-1)
+    prior = Normal(*encoder.prior(), validate_args=False)
+    component_kl = (weight * kl_divergence(posterior, prior).sum(-1)).sum(-1).mean()
+    category_kl = math.log(encoder.categories) - entropy(weight).mean()
+    reconstruction = [(weight * error).sum(-1).mean() for error in (reward_error, state_error)]
+    loss = reconstruction[0] + reconstruction[1] + config.mixture_kl_coef * (component_kl + category_kl)
+    metrics = {
+        "mixture_loss": loss,
+        "mixture_reward_error": reconstruction[0],
+        "mixture_state_error": reconstruction[1],
+        "mixture_kl": component_kl,
+    }
+    return loss, {f"encoder/{k}": v.detach() for k, v in metrics.items()}
+
+
+# --- intermediate level: the macro-action z --------------------------------------------------------
 
 
 def macro_vae_loss(
@@ -164,6 +257,48 @@ def imputation_loss(
     return loss, {f"vae/{k}": v.detach() for k, v in metrics.items()}
 
 
+def displacement(state: Tensor, goal: Tensor) -> Tensor:
+    """From the state at each step to that at its goal step: s_{goal(t)} - s_t. ``[T, B, ...]``
+
+    Args:
+        state: ``[T+1, B, D]``.
+        goal: decision indices in 0..T, ``[T, B]`` long.
+    """
+    return state.gather(0, goal.unsqueeze(-1).expand(-1, -1, state.shape[-1])) - state[:-1]
+
+
+def relative_error(prediction: Tensor, displaced: Tensor) -> Tensor:
+    """Mean squared error of a predicted displacement, divided by that of predicting no motion; a scalar."""
+    baseline = displaced.square().mean()
+    return (prediction - displaced).square().mean() / baseline.clamp(min=1e-8)
+
+
+@torch.no_grad()
+def decoded_with_and_without(
+    vae: MacroVAE, ego_state: Tensor, z: Tensor, average: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the decoder, without dropout, predicts given z, and given z's mean over all steps everywhere.
+
+    The mean, and not 0, so that a constant z counts as no information, whatever it is.
+
+    Args:
+        ego_state: normalised, ``[T, B, E]``.
+        z: ``[T, B, A]``.
+        average: z's mean, ``[A]``.
+
+    Returns:
+        Predicted displacements, each ``[T, B, E]``.
+    """
+    training = vae.training
+    vae.eval()
+    found = vae.decode(ego_state, z), vae.decode(ego_state, average.expand_as(z))
+    vae.train(training)
+    return found
+
+
+# --- low level: PPO --------------------------------------------------------------------------------
+
+
 @torch.no_grad()
 def ppo_samples(
     policy: HierarchicalPolicy, rollout: Rollout, scaled_reward: Tensor, ppo: PPOConfig
@@ -228,6 +363,71 @@ def critic_loss(policy: HierarchicalPolicy, batch: dict[str, Tensor]) -> tuple[T
     return loss, {"ppo/value_loss": loss.detach()}
 
 
-def average(metrics: list[Metrics]) -> Metrics:
-    """The mean of each key over a list of equal-keyed dictionaries."""
-    return {k: torch.stack([m[k] for m in metrics]).mean() for k in metrics[0]} if metrics else {}
+# --- all levels at once: an ablation, and how recurrent PPO is trained -----------------------------
+
+
+@dataclass(kw_only=True)
+class JointBatch(Trajectories):
+    """Trials with what PPO needs of each decision; a minibatch is some of them, whole."""
+
+    log_prob: Tensor  # [T, N], of acting
+    advantage: Tensor  # [T, N]
+    returns: Tensor  # [T, N]
+
+    def select(self, chosen: Tensor) -> JointBatch:
+        """The trials that ``chosen``, marks or indices, names."""
+        names = ("observation", "action", "reward", "macro_action", "log_prob", "advantage", "returns")
+        columns = {name: getattr(self, name)[:, chosen] for name in names}
+        return replace(self, **columns, family=self.family[chosen])
+
+
+def joint_batch(rollout: Rollout, targets: Mapping[str, Tensor]) -> JointBatch:
+    """All trials of a rollout.
+
+    Args:
+        targets: of :func:`hmrl.himeta.losses.ppo_samples`.
+    """
+    names = (*TRAJECTORY_TENSORS, "episodes", "log_prob")
+    return JointBatch(
+        **{name: getattr(rollout, name) for name in names},
+        advantage=targets["advantage"],
+        returns=targets["return"],
+    )
+
+
+def joint_loss(
+    policy: HierarchicalPolicy,
+    batch: JointBatch,
+    encoder: TaskEncoderConfig | None,
+    vae: MacroVAEConfig | None,
+    ppo: PPOConfig,
+    acting: Acting,
+    families: int | None = None,
+) -> tuple[Tensor, Metrics]:
+    """Collective. The sum of all levels' losses, with y and z made anew and attached.
+
+    What isolation cuts is left whole: PPO's two losses reach the task encoder and the macro-VAE's encoder,
+    J_t reaches the task encoder. Its sg[pi] stays, for it is part of J_t. The critic's loss is the value loss
+    of the task encoder.
+
+    Args:
+        families: as for :func:`hmrl.himeta.losses.imputation_loss`.
+    """
+    sequence = policy.encode_episodes(batch.observation, batch.action, batch.reward, acting)
+    state, belief = policy.normalize(batch.observation)[:-1], sequence.belief[:-1]
+    samples = {
+        "state": state,
+        "task_belief": belief,
+        "macro_action": policy.hold(policy.macro_action(state, belief, acting)),
+        "action": batch.action,
+        "log_prob": batch.log_prob,
+        "advantage": batch.advantage,
+        "return": batch.returns,
+    }
+    parts = [actor_loss(policy, samples, ppo), critic_loss(policy, samples)]
+    if encoder:
+        parts.append(belief_loss(policy, batch, sequence, encoder))
+    if vae:
+        parts.append(imputation_loss(policy, batch, sequence, vae, families))
+    metrics = {key: value for _, part in parts for key, value in part.items()}
+    return torch.stack([loss for loss, _ in parts]).sum(), metrics

@@ -1,18 +1,54 @@
-"""High level: a recurrent belief about the task (HiMeta, task representation learning), and two others."""
+"""The networks of the three levels: task encoder, macro-VAE, actor and critic."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 from torch.nn.functional import gumbel_softmax
 
 from hmrl.himeta.formulas import bounded
-from hmrl.himeta.networks.mlp import mlp
 
 _LOG_STD_RANGE = (-5.0, 2.0)  # of a mixture's components
+
+
+def mlp(
+    in_dim: int,
+    hidden: Sequence[int],
+    out_dim: int,
+    activation: Callable[[], nn.Module],
+    *,
+    dropout: float = 0.0,
+    out_gain: float = 1.0,
+) -> nn.Sequential:
+    """Linear layers with ``activation`` (and dropout) between them; orthogonal weights, zero biases.
+
+    Args:
+        out_gain: gain of the last layer; small values start a policy near its prior (0.01 in PPO practice).
+    """
+    layers: list[nn.Module] = []
+    widths = [in_dim, *hidden]
+    for a, b in itertools.pairwise(widths):
+        layers += [_linear(a, b, math.sqrt(2)), activation()]
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+    layers.append(_linear(widths[-1], out_dim, out_gain))
+    return nn.Sequential(*layers)
+
+
+def _linear(in_dim: int, out_dim: int, gain: float) -> nn.Linear:
+    layer = nn.Linear(in_dim, out_dim)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+# --- high level ------------------------------------------------------------------------------------
 
 
 class TaskEncoder(nn.Module):
@@ -35,8 +71,8 @@ class TaskEncoder(nn.Module):
         head_hidden: hidden widths of the MLP between cell and logits.
         dropout: in that MLP, in training mode only.
         outputs: of the MLP, if others than the G * K logits.
-        reward_decoder_hidden: hidden widths of the decoder of rewards (:func:`hmrl.himeta.beliefs.reward_loss`);
-            None for no decoder.
+        reward_decoder_hidden: hidden widths of the decoder of rewards
+            (:func:`hmrl.himeta.losses.reward_loss`); None for no decoder.
 
     Attributes:
         variables, categories: the belief's first G * K entries are G distributions; K is 0 if none are.
@@ -150,7 +186,7 @@ class MixtureEncoder(TaskEncoder):
 
     q(y | c) is categorical and q(x | c, y) a diagonal Gaussian for each category; p(x | y) is learnt. The
     belief is q(y | c) followed by the mixture's mean of x. Trained as a variational autoencoder that
-    reconstructs rewards and next states (:func:`hmrl.himeta.beliefs.mixture_loss`).
+    reconstructs rewards and next states (:func:`hmrl.himeta.losses.mixture_loss`).
 
     Args:
         latent: width L of x.
@@ -195,3 +231,114 @@ class MixtureEncoder(TaskEncoder):
         category = super().belief(out, sample=sample, temperature=temperature)
         mean, _ = self.components(out)
         return torch.cat([category, (category.unsqueeze(-1) * mean).sum(-2)], dim=-1)
+
+
+# --- intermediate level ----------------------------------------------------------------------------
+
+
+class MacroVAE(nn.Module):
+    """Encoder q(z | s, y) and decoder p(g_ego | s_ego, z).
+
+    Args:
+        state_dim, belief_dim, action_dim, ego_dim: widths S, K, A and E.
+        encoder_hidden, decoder_hidden: hidden widths, leaky ReLU.
+        dropout: in the decoder, in training mode only.
+        log_std_range: of z's log standard deviation (:func:`hmrl.himeta.formulas.bounded`).
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        belief_dim: int,
+        action_dim: int,
+        ego_dim: int,
+        *,
+        encoder_hidden: Sequence[int],
+        decoder_hidden: Sequence[int],
+        dropout: float,
+        log_std_range: tuple[float, float],
+    ) -> None:
+        super().__init__()
+        self.encoder = mlp(state_dim + belief_dim, encoder_hidden, 2 * action_dim, nn.LeakyReLU)
+        self.decoder = mlp(ego_dim + action_dim, decoder_hidden, ego_dim, nn.LeakyReLU, dropout=dropout)
+        self.log_std_range = log_std_range
+
+    def encode(self, state: Tensor, belief: Tensor) -> Normal:
+        """q(z | s, y), a diagonal Gaussian over ``[..., A]`` whose mean lies in (-1, 1)."""
+        mean, log_std = self.encoder(torch.cat([state, belief], dim=-1)).chunk(2, dim=-1)
+        return Normal(mean.tanh(), bounded(log_std, *self.log_std_range).exp(), validate_args=False)
+
+    def decode(self, ego_state: Tensor, macro_action: Tensor) -> Tensor:
+        """Predicted displacement of the normalised ego-state to the goal. ``[..., E]``"""
+        decoded: Tensor = self.decoder(torch.cat([ego_state, macro_action], dim=-1))
+        return decoded
+
+
+# --- low level -------------------------------------------------------------------------------------
+
+
+class Actor(nn.Module):
+    """pi(a | s, y, z): a diagonal Gaussian with mean in (-1, 1).
+
+    Args:
+        state_dim, belief_dim, macro_dim, action_dim: widths; 0 where a level is absent.
+        hidden: hidden widths, tanh.
+        log_std_init: initial log standard deviation.
+        log_std_range: its bounds.
+        state_dependent_std: a second head of the network (:func:`hmrl.himeta.formulas.bounded`), instead
+            of one free parameter a dimension.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        belief_dim: int,
+        macro_dim: int,
+        action_dim: int,
+        *,
+        hidden: Sequence[int],
+        log_std_init: float,
+        log_std_range: tuple[float, float],
+        state_dependent_std: bool,
+    ) -> None:
+        super().__init__()
+        self.log_std_init, self.log_std_range = log_std_init, log_std_range
+        self.log_std: nn.Parameter | None = None
+        if not state_dependent_std:
+            self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std_init)))
+        self.net = mlp(
+            state_dim + belief_dim + macro_dim,
+            hidden,
+            action_dim * (2 if state_dependent_std else 1),
+            nn.Tanh,
+            out_gain=0.01,
+        )
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring the free parameter, if there is one, back to its range after a step."""
+        if self.log_std is not None:
+            self.log_std.clamp_(*self.log_std_range)
+
+    def forward(self, state: Tensor, belief: Tensor, macro_action: Tensor) -> Normal:
+        """The distribution of primitive actions ``[..., A]``."""
+        out = self.net(torch.cat([state, belief, macro_action], dim=-1))
+        if self.log_std is None:
+            out, raw = out.chunk(2, dim=-1)
+            log_std = bounded(raw, *self.log_std_range, start=self.log_std_init)
+        else:
+            log_std = self.log_std.clamp(*self.log_std_range)
+        return Normal(out.tanh(), log_std.exp().expand_as(out), validate_args=False)
+
+
+class Critic(nn.Module):
+    """V(s, y). Arguments as :class:`Actor`'s."""
+
+    def __init__(self, state_dim: int, belief_dim: int, *, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.net = mlp(state_dim + belief_dim, hidden, 1, nn.Tanh)
+
+    def forward(self, state: Tensor, belief: Tensor) -> Tensor:
+        """Values ``[...]``."""
+        value: Tensor = self.net(torch.cat([state, belief], dim=-1)).squeeze(-1)
+        return value
