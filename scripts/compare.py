@@ -2,8 +2,8 @@
 
     python scripts/compare.py runs/one/checkpoints/last.ckpt runs/other/checkpoints/last.ckpt
 
-Prints what differs and ends with exit code 1, or says that nothing does. What tells only which source wrote a
-checkpoint, where it lies and how long it took is not compared.
+Prints what differs and ends with exit code 1, or says that nothing does. Which source wrote a checkpoint, and where it
+lies, is not compared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Loops and callbacks hold paths and, in the best checkpoint's name, the directory.
+# Not the callbacks, which hold paths.
 LEARNT = ("state_dict", "optimizer_states", "MetaWorldDataModule", "hyper_parameters")
 
 
@@ -31,7 +31,7 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
                 yield f"{inside} (in one alone)"
     elif isinstance(one, Tensor) and isinstance(other, Tensor):
         same = one.dtype == other.dtype and one.shape == other.shape
-        if not (same and torch.equal(one.nan_to_num(), other.nan_to_num())):
+        if not (same and torch.equal(one, other)):
             yield where
     elif isinstance(one, Sequence) and isinstance(other, Sequence) and not isinstance(one, str):
         if len(one) != len(other):
@@ -43,7 +43,7 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
 
 
 def learnt(path: str | Path) -> dict[str, Any]:
-    """What training left in a checkpoint, the data module's replay under one name."""
+    """What training left in a checkpoint."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     return {key: content[key] for key in LEARNT if key in content}
 
