@@ -2,8 +2,8 @@
 
     python scripts/compare.py runs/one/checkpoints/last.ckpt runs/other/checkpoints/last.ckpt
 
-Prints what differs and ends with exit code 1, or says that nothing does. Which source wrote a checkpoint, and where it
-lies, is not compared.
+Prints what differs and ends with exit code 1, or says that nothing does. Which source wrote a checkpoint, and
+where it lies, is not compared.
 """
 
 from __future__ import annotations
