@@ -105,6 +105,6 @@ def test_type_checkers_see_the_same_names_from_the_same_modules() -> None:
 
 
 def test_the_package_itself_imports_neither_pytorch_nor_lightning() -> None:
-    code = "import sys, hmrl, hmrl.types; print({'torch', 'pytorch_lightning'} & sys.modules.keys())"
+    code = "import sys, hmrl, hmrl.system.errors; print({'torch', 'pytorch_lightning'} & sys.modules.keys())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out == "set()\n"
