@@ -131,7 +131,18 @@ class TaskEncoder(nn.Module):
             previous_reward: normalised, ``[T, B]``.
             hidden: as :meth:`initial_hidden`.
         """
-        context = torch.cat(
+        context = self.context(previous_state, previous_action, previous_reward, state)
+        out, last = self.recurrent(context, hidden if self.num_states == 2 else hidden[0])
+        return self.head(out), last if self.num_states == 2 else (last,)
+
+    def context(
+        self, previous_state: Tensor, previous_action: Tensor, previous_reward: Tensor, state: Tensor
+    ) -> Tensor:
+        """c_t, embedded. ``[T, B, 2 S + A + R]``, R the width of the reward's embedding
+
+        Args: as for :meth:`forward`.
+        """
+        return torch.cat(
             [
                 self.embed_state(previous_state),
                 self.embed_action(previous_action.clamp(-1, 1)),  # what the environment executed
@@ -140,8 +151,6 @@ class TaskEncoder(nn.Module):
             ],
             dim=-1,
         )
-        out, last = self.recurrent(context, hidden if self.num_states == 2 else hidden[0])
-        return self.head(out), last if self.num_states == 2 else (last,)
 
     def probabilities(self, out: Tensor) -> Tensor:
         """The categories' probabilities ``[..., G, K]`` from what :meth:`forward` gave."""
