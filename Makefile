@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 RUN_DIR ?= runs/ml10
+# A file stays with one worker, so that its fixtures are made once; the longest files are begun first.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup train test evaluate check smoke soak bench docs lowest clean
+.PHONY: setup train test test-slow test-all evaluate check smoke soak bench docs lowest clean
 
 setup: $(VENV)/installed
 
@@ -23,8 +25,14 @@ train: setup  ## Train HiMeta on ML10; run it again to continue after an interru
 evaluate: setup  ## The table of a trained agent, on the reference simulator.
 	$(BIN)/hmrl test --config configs/ml10.yaml --run_dir $(RUN_DIR) --ckpt_path last
 
-test: setup
-	$(BIN)/python -m pytest --numprocesses auto
+test: setup  ## Is anything broken? Under five minutes on two cores.
+	$(PYTEST) -m "not slow"
+
+test-slow: setup  ## What `make test` leaves out: whole runs, several processes, every overlay.
+	$(PYTEST) -m slow
+
+test-all: setup  ## Both.
+	$(PYTEST)
 
 smoke: setup  ## Train and evaluate on real ML10, in miniature.
 	$(BIN)/hmrl fit --config configs/ml10.yaml --config configs/smoke.yaml --overwrite true

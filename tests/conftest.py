@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before PyTorch is imported; processes that tests start inherit it
+# Before PyTorch is imported; processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+LONGEST_FIRST = ("end_to_end", "contract", "integration", "unit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole runs take minutes: started last, they would keep one worker busy when the others have ended."""
-    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+    items.sort(key=lambda item: [folder in item.path.parts for folder in LONGEST_FIRST], reverse=True)

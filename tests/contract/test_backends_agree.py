@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from experts import RandomAgent, official_tasks
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
@@ -30,6 +29,9 @@ from hmrl.envs.metaworld import GoalEnv, MetaWorldEnvs
 from hmrl.evaluation.baselines import ScriptedExpert
 from hmrl.rollouts.collect import collect
 from hmrl.types import Acting, Agent, EnvStep, FloatArray, Rollout, Split, TaskEnvs
+from support.meta_world import RandomAgent, official_tasks
+
+pytestmark = pytest.mark.simulator
 
 ML10 = benchmark("ML10")
 FAMILIES = ML10.train + ML10.test
@@ -161,6 +163,7 @@ def test_the_first_actions_have_the_same_rewards(family: str) -> None:
     assert both.differences("observation")[:11, :, POSITIONS].max() < (0.04 if free else 2e-3)
 
 
+@pytest.mark.slow
 @every_family
 def test_random_actions_have_the_same_returns(family: str) -> None:
     """Within 1 % (20 % at the free door) on two goals at least: what is hit may fly elsewhere."""
@@ -172,6 +175,7 @@ def test_random_actions_have_the_same_returns(family: str) -> None:
     assert (both.envpool.ever_success != both.metaworld.ever_success).sum() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", MOVING_MARGIN)
 def test_unsuccessful_rewards_differ_where_margins_move(family: str) -> None:
     """A known difference: what does not succeed earns up to three times as much in EnvPool."""
@@ -183,6 +187,7 @@ def test_unsuccessful_rewards_differ_where_margins_move(family: str) -> None:
     assert (fixed_ratio.sub(1).abs() < 0.01).sum() >= 2
 
 
+@pytest.mark.slow
 @every_family
 def test_experts_have_the_same_returns(family: str) -> None:
     """Contacts amplify small differences, so that means are compared, with 1 % for what is systematic."""
@@ -190,6 +195,7 @@ def test_experts_have_the_same_returns(family: str) -> None:
     assert zero_within(both.of_returns(), 0.01 * float(both.metaworld.episode_return.mean()))
 
 
+@pytest.mark.slow
 def test_experts_have_the_same_returns_over_all_families() -> None:
     both = [pair(family, "expert") for family in FAMILIES]
     difference = np.concatenate([p.of_returns() for p in both])
@@ -197,6 +203,7 @@ def test_experts_have_the_same_returns_over_all_families() -> None:
     assert np.median(np.abs(difference)) < 10
 
 
+@pytest.mark.slow
 @every_family
 def test_observations_have_the_same_ranges(family: str) -> None:
     """Under noise by quantile; under experts, whose episodes part at contacts, by the mean place."""
@@ -215,6 +222,7 @@ def test_observations_have_the_same_ranges(family: str) -> None:
         assert (rollout.observation[..., 36:] == rollout.observation[0, :, 36:]).all()
 
 
+@pytest.mark.slow
 def test_experts_succeed_alike() -> None:
     """Of 60 goals, paired: few disagreements, and these no more often in one simulator's favour."""
     pairs = {family: pair(family, "expert") for family in FAMILIES}
@@ -228,6 +236,7 @@ def test_experts_succeed_alike() -> None:
         assert torch.stack([r.ever_success for r in rollouts]).float().mean() > 0.85
 
 
+@pytest.mark.slow
 def test_success_at_the_last_step_differs_on_an_opened_door() -> None:
     """A known difference: let go, the door swings on past the goal in MuJoCo 3.3.0, and stays in 3.6.0."""
     both = pair("door-open", "expert")
@@ -237,6 +246,7 @@ def test_success_at_the_last_step_differs_on_an_opened_door() -> None:
     assert not both.metaworld.final_success.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["hammer", "shelf-place"])
 def test_experts_solve_later_episodes_of_drifting_families(family: str) -> None:
     """A pool's second goal, where EnvPool by itself puts the goal out of reach."""
@@ -269,6 +279,7 @@ def plainly(task: Any) -> tuple[FloatArray, list[bool]]:
     return np.array(rewards), successes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_experts_do_in_our_loop_what_they_do_in_metaworld_alone(split: Split) -> None:
     families = ML10.families(split)
@@ -358,6 +369,7 @@ def test_every_interval_fits_the_horizon(interval: int, decisions: int) -> None:
     assert rollout.final_success.tolist() == rollout.ever_success.tolist() == [True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["envpool", "metaworld"])
 def test_episodes_last_five_hundred_steps_solved_or_not(backend: Literal["envpool", "metaworld"]) -> None:
     """Nothing restarts early: the hand goes on from where it is, and success stays counted."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import envpool
 import pytest
-from experts import RandomAgent
 from metaworld import env_dict
 
 import hmrl.envs.metaworld
@@ -17,6 +16,7 @@ from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.system.errors import UserError
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.types import Acting
+from support.meta_world import RandomAgent
 
 
 @pytest.mark.parametrize(("name", "train", "test"), [("ML10", 10, 5), ("ML25", 25, 5), ("ML45", 45, 5)])
@@ -121,6 +121,7 @@ def _attached(data: MetaWorldDataModule) -> MetaWorldDataModule:
     return data
 
 
+@pytest.mark.simulator
 def test_training_simulates_training_families_only(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
     make = envpool.make
@@ -150,6 +151,7 @@ def test_training_simulates_training_families_only(monkeypatch: pytest.MonkeyPat
     data.teardown("fit")
 
 
+@pytest.mark.simulator
 def test_training_on_the_reference_simulator_steps_training_families_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,7 +11,6 @@ import metaworld
 import numpy as np
 import pytest
 import torch
-from experts import RecordingAgent, official_tasks
 
 import hmrl.envs.envpool
 from hmrl.envs import Backend, benchmark, make_envs
@@ -21,6 +20,9 @@ from hmrl.envs.metaworld import MetaWorldEnvs
 from hmrl.rollouts.collect import collect
 from hmrl.system.errors import UserError
 from hmrl.types import Acting, EnvStep, FloatArray, Split, TaskEnvs
+from support.meta_world import RecordingAgent, official_tasks
+
+pytestmark = pytest.mark.simulator
 
 GOAL = list(GOAL_INDICES)
 BACKENDS: tuple[Backend, Backend] = ("envpool", "metaworld")

@@ -115,6 +115,7 @@ def goals_met(
     return met
 
 
+@pytest.mark.simulator
 @pytest.mark.parametrize("per_family", [None, 2 * ENVS], ids=["fresh", "fixed"])
 @pytest.mark.parametrize("backend", ["envpool", "metaworld"])
 def test_processes_share_the_goals_of_one(
@@ -136,6 +137,7 @@ def test_processes_share_the_goals_of_one(
                 assert counts == dict.fromkeys(families, ENVS // world_size)
 
 
+@pytest.mark.simulator
 @pytest.mark.parametrize("backend", ["envpool", "metaworld"])
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_no_fresh_goal_is_met_twice_by_any_two_ranks(

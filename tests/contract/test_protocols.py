@@ -16,6 +16,8 @@ from hmrl.evaluation.baselines import AgentName
 from hmrl.evaluation.protocols import Protocol, TrialConfig
 from hmrl.evaluation.recorded import make_trial_envs
 
+pytestmark = pytest.mark.simulator
+
 FAMILIES = ("door-close", "reach", "button-press-topdown")
 CUSTOM = (
     *("--data.benchmark", "custom", "--data.train_families", "[reach, button-press-topdown]"),
@@ -32,6 +34,7 @@ def scored(protocol: Protocol, agent: AgentName, folder: Path) -> dict[str, Any]
     return json.loads((folder / f"test-{protocol}.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["first_episode", "paper", "meta_world"])
 def test_experts_are_the_ceiling_and_random_actions_the_floor(protocol: Protocol, tmp_path: Path) -> None:
     ceiling, floor = (scored(protocol, agent, tmp_path / agent) for agent in ("expert", "random"))
@@ -48,6 +51,7 @@ def test_experts_are_the_ceiling_and_random_actions_the_floor(protocol: Protocol
     assert (ceiling["agent"], floor["agent"]) == ("expert", "random")
 
 
+@pytest.mark.slow
 def test_the_file_holds_every_episode_of_a_trial(tmp_path: Path) -> None:
     results = scored("meta_world", "expert", tmp_path)
     assert results["protocol"]["meta_batch_size"] == {"train": 2, "test": 2}
@@ -66,6 +70,7 @@ def test_the_file_holds_every_episode_of_a_trial(tmp_path: Path) -> None:
             assert score["success"] == pytest.approx(np.mean(last))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["envpool", "metaworld"])
 @pytest.mark.parametrize("fixed", [None, 4])
 def test_a_trial_keeps_its_goal(backend: Backend, fixed: int | None) -> None:

@@ -16,6 +16,8 @@ from hmrl.rollouts.collect import collect, seeded
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout, Split
 
+pytestmark = [pytest.mark.slow, pytest.mark.simulator]
+
 WEIGHTS = Path(__file__).parents[2] / "results/ml10-2m/agent.weights.ckpt"
 ML10 = benchmark("ML10")
 ROUNDS, ENVS = {"envpool": 1, "metaworld": 4}, {"envpool": 8, "metaworld": 2}  # 8 goals a family on either

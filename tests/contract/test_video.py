@@ -27,6 +27,8 @@ from hmrl.training.callbacks.record_video import Video
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.types import Acting, Rollout, Split
 
+pytestmark = [pytest.mark.slow, pytest.mark.simulator]
+
 BENCH = benchmark("custom", ["reach", "door-open"], ["lever-pull", "push"])  # few families are made sooner
 
 

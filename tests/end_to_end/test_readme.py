@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.simulator]
+
 README = Path(__file__).parents[2] / "README.md"
 SMALLER = {"env_steps=2_000_000": "env_steps=5_000", "envs_per_family=10": "envs_per_family=1"}
 

@@ -4,9 +4,12 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from hmrl.cli.main import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.simulator]
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 import hmrl.cli.main
-from integration.toy import ToyDataModule
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-TINY = ["--config", str(CONFIGS / "ml10.yaml"), "--config", str(Path(__file__).parent / "tiny.yaml")]
+from support.toy import ToyDataModule
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hmrl.cli.main import HmrlCLI, main
-from integration.conftest import CONFIGS, TINY
-from integration.toy import ToyDataModule
+from support.paths import CONFIGS, TINY
+from support.toy import ToyDataModule
 
 # Options of `hmrl fit`, and what the sentence must say: the key, the value, what would be right.
 OPTIONS = [
@@ -441,29 +441,35 @@ def check(sentence: str, *parts: str) -> None:
 
 
 @pytest.mark.parametrize(("options", "key", "value", "right"), OPTIONS, ids=[row[0] for row in OPTIONS])
-def test_a_wrong_option(options: str, key: str, value: str, right: str, refused: Refusals) -> None:
+def test_a_wrong_option_is_one_sentence(
+    options: str, key: str, value: str, right: str, refused: Refusals
+) -> None:
     check(refused.fit(*shlex.split(options)), key, value, right)
 
 
 @pytest.mark.parametrize(("content", "key", "value", "right"), OVERLAYS, ids=[row[0] for row in OVERLAYS])
-def test_a_wrong_file(content: str, key: str, value: str, right: str, refused: Refusals) -> None:
+def test_a_wrong_file_is_one_sentence(
+    content: str, key: str, value: str, right: str, refused: Refusals
+) -> None:
     (refused.folder / "overlay.yaml").write_text(content)
     check(refused.fit("--config", "overlay.yaml"), key, value, right)
 
 
 @pytest.mark.parametrize(("command", "key", "value", "right"), COMMANDS, ids=[row[0] for row in COMMANDS])
-def test_a_wrong_command(command: str, key: str, value: str, right: str, refused: Refusals) -> None:
+def test_a_wrong_command_is_one_sentence(
+    command: str, key: str, value: str, right: str, refused: Refusals
+) -> None:
     check(refused(*shlex.split(command)), key, value, right)
 
 
-def test_a_file_that_is_no_text(refused: Refusals) -> None:
+def test_a_binary_file_is_refused(refused: Refusals) -> None:
     (refused.folder / "overlay.yaml").write_bytes(b"\x80\x81\x00\xff")
     check(refused.fit("--config", "overlay.yaml"), "--config", "overlay.yaml", "YAML")
 
 
 @pytest.mark.usefixtures("toy_world")
 @pytest.mark.parametrize("indices", [(), (0, 39), (-1, 0)])
-def test_ego_indices_out_of_range(
+def test_ego_indices_out_of_range_are_refused(
     indices: tuple[int, ...], refused: Refusals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ToyDataModule, "ego_indices", indices)

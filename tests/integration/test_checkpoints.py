@@ -18,9 +18,9 @@ from hmrl.system.errors import UserError
 from hmrl.training.checkpoint import AtomicCheckpointIO, load, weights_path
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting
-from integration.conftest import TINY
-from integration.runs import Run, assert_same, fit, fit_iterations
-from integration.toy import STEPS, tiny_module, tiny_networks, toy_data
+from support.paths import TINY
+from support.runs import Run, assert_same, fit, fit_iterations
+from support.toy import STEPS, tiny_module, tiny_networks, toy_data
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_a_run_whose_disk_is_full_can_be_continued(tmp_path: Path, monkeypatch: 
         ({}, "no checkpoint of hmrl"),
     ],
 )
-def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: Any, says: str) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_named(tmp_path: Path, content: Any, says: str) -> None:
     path = tmp_path / "x.ckpt"
     if isinstance(content, bytes):
         path.write_bytes(content)

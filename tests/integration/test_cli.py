@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from hmrl.cli.main import main
-from integration.conftest import CONFIGS, TINY
-from integration.runs import read_rows
-from integration.toy import STEPS
+from support.paths import CONFIGS, TINY
+from support.runs import read_rows
+from support.toy import STEPS
 
 ML10 = CONFIGS / "ml10.yaml"
 OVERLAYS = sorted(
@@ -233,6 +233,7 @@ def test_validate_scores_a_checkpoint_as_training_did(
     assert table in capsys.readouterr().out
 
 
+@pytest.mark.simulator
 def test_a_real_run_from_the_command_line(tmp_path: Path) -> None:
     """ML10 in EnvPool: fit, then test both in EnvPool and with fixed goals."""
     short = ("--data.horizon", "20", "--data.envs_per_family", "1", "--budget.env_steps", "400")

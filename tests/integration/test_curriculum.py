@@ -18,10 +18,10 @@ from hmrl.training.callbacks import Forgetting
 from hmrl.training.curriculum import CurriculumConfig, backward_transfer, forgetting
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.types import Rollout
-from integration.conftest import CONFIGS, TINY
-from integration.launch import run_script
-from integration.runs import Run, assert_same, fit, learning_state
-from integration.toy import STEPS, toy_data
+from support.launch import run_script
+from support.paths import CONFIGS, TINY
+from support.runs import Run, assert_same, fit, learning_state
+from support.toy import STEPS, toy_data
 
 # Of 600 steps: one of three iterations (to 780), and one of two (to 1300). Most families are in neither.
 BLOCKS = [["push", "reach"], ["door-open"]]
@@ -216,6 +216,7 @@ def test_otherwise_nothing_is_kept_or_written(options: dict[str, Any], tmp_path:
 # --- a break ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clear_replay", [False, True])
 @pytest.mark.parametrize("iterations", [2, 3, 4], ids=["within a block", "at its end", "within the next"])
 def test_a_break_changes_nothing(iterations: int, clear_replay: bool, straight: Run, tmp_path: Path) -> None:
@@ -234,6 +235,8 @@ def test_a_break_changes_nothing(iterations: int, clear_replay: bool, straight: 
     assert (folder / "forgetting.json").read_bytes() == (straight.folder / "forgetting.json").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.simulator
 @pytest.mark.parametrize("goals", [None, 3])
 def test_a_break_changes_nothing_in_the_real_world(goals: int | None, tmp_path: Path) -> None:
     """ML10 in EnvPool, whose new pools must catch up with the episodes of earlier blocks."""
@@ -280,8 +283,10 @@ def in_two(folder: Path) -> None:
     torch.save(left, folder / f"rank{torch.distributed.get_rank()}.pt")
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_processes_agree(tmp_path: Path) -> None:
-    run_script("test_curriculum.py", str(tmp_path))
+    run_script("integration/test_curriculum.py", str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
     assert first["env_steps"] == second["env_steps"] == [n * STEPS for n in range(1, 6)]
     assert first["trained"] == second["trained"]
@@ -303,6 +308,7 @@ def test_two_processes_agree(tmp_path: Path) -> None:
 # --- the command line ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy_world")
 @pytest.mark.parametrize(("overlay", "blocks"), [("one_after_another", 10), ("blocks", 5)])
 def test_the_experiments_run_without_macro_actions_too(overlay: str, blocks: int, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ import torch
 from hmrl.himeta.formulas import signed_log
 from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.types import TRAJECTORY_TENSORS
-from integration.launch import run_script, still_running
-from integration.runs import Run, assert_same, fit, fit_iterations, read_rows
-from integration.toy import STEPS, toy_data
-from integration.two_processes import States
+from support.launch import run_script, still_running
+from support.runs import Run, assert_same, fit, fit_iterations, read_rows
+from support.toy import STEPS, toy_data
+from support.two_processes import States
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 Ranks = list[dict[str, Any]]
 
@@ -27,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     fit_iterations(folder / "one", 3, limit_val_batches=0)
     shutil.copytree(folder / "one", folder / "from one")  # for two to continue
-    said = run_script("two_processes.py", str(folder)).out
+    said = run_script("support/two_processes.py", str(folder)).out
     (folder / "said").write_text(said)
     assert not still_running(folder)
     return folder

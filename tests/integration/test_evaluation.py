@@ -20,8 +20,8 @@ from hmrl.training.callbacks import SuccessRate
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.trainer import BEST_DEFAULTS, make_trainer
 from hmrl.types import Acting
-from integration.runs import Run, assert_same, fit, fit_iterations, learning_state, snapshot
-from integration.toy import STEPS, Episode, toy_data
+from support.runs import Run, assert_same, fit, fit_iterations, learning_state, snapshot
+from support.toy import STEPS, Episode, toy_data
 
 MODES = ("sampled", "mean_action")
 SUFFIX = {"sampled": "", "mean_action": "_mean_action"}

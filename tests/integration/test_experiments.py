@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from hmrl.cli.main import main
-from integration.conftest import CONFIGS, TINY
-from integration.toy import STEPS
+from support.paths import CONFIGS, TINY
+from support.toy import STEPS
 
 OVERLAYS = sorted((CONFIGS / "experiments").glob("*.yaml"))
 ELSEWHERE = {"permuted", "gridworld_large"}  # for `hmrl test`; in a world of its own
@@ -33,6 +33,7 @@ def at(config: Any, path: tuple[str, ...]) -> Any:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy_world")
 @pytest.mark.parametrize(
     "overlay", [o for o in OVERLAYS if o.stem not in ELSEWHERE], ids=lambda overlay: overlay.stem
@@ -62,6 +63,7 @@ def config_options(*names: str) -> list[str]:
     return [part for name in names for part in ("--config", str(CONFIGS / name))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["sd", "joint", "rl2"])
 def test_other_beliefs_and_gradients_train_on_the_grid_world(overlay: str, tmp_path: Path) -> None:
     """What the grid world's belief learns from must not stand in their way."""
@@ -71,6 +73,7 @@ def test_other_beliefs_and_gradients_train_on_the_grid_world(overlay: str, tmp_p
         assert any(row["ppo/approx_kl"] for row in csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_large_grid_world_trains(tmp_path: Path) -> None:
     small = {
         "task_encoder.updates": 1,

@@ -22,11 +22,9 @@ from hmrl.envs.metaworld import MetaWorldEnvs
 from hmrl.system.errors import UserError
 from hmrl.training.checkpoint import load, weights_path
 from hmrl.types import EnvStep, FloatArray
-from integration.conftest import TINY
-from integration.runs import Run, assert_same, fit_iterations, read_rows
-from integration.toy import STEPS, ToyEnvs, tiny_module, toy_data
-
-TESTS = Path(__file__).parents[1]
+from support.paths import TINY, environment
+from support.runs import Run, assert_same, fit_iterations, read_rows
+from support.toy import STEPS, ToyEnvs, tiny_module, toy_data
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -92,7 +90,7 @@ def test_what_the_simulator_says_must_be_finite(
         ("actor", "actor's action"),
     ],
 )
-def test_the_level_whose_word_is_no_number_is_named(part: str, named: str, tmp_path: Path) -> None:
+def test_the_level_that_says_something_non_finite_is_named(part: str, named: str, tmp_path: Path) -> None:
     """The lowest level repeats what an upper one says: the one where it began is to blame."""
     data = toy_data()
     module = tiny_module(data)
@@ -116,7 +114,7 @@ def test_what_float32_cannot_hold_is_blamed_on_the_simulator(
     assert f"the {what} of family push is beyond 1.8e+19, whose square float32 cannot hold" in sentence
 
 
-def test_in_evaluation_too(
+def test_a_non_finite_reward_in_evaluation_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_world: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step = ToyEnvs.step
@@ -171,7 +169,7 @@ def run_with_limit(arguments: list[str], iteration: int, size: int) -> subproces
     script = f"""
 import resource, sys
 import hmrl.cli.main
-from integration.toy import ToyDataModule
+from support.toy import ToyDataModule
 
 def limit(data):
     if data.trainer.training and int(data.trainer.lightning_module.iteration) >= {iteration}:
@@ -190,12 +188,11 @@ def make_envs(self, *args, **options):
 
 ToyDataModule.make_envs = make_envs
 hmrl.cli.main.MetaWorldDataModule = ToyDataModule
-hmrl.cli.main(sys.argv[1:])
+hmrl.cli.main.main(sys.argv[1:])
 """
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,

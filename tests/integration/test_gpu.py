@@ -17,10 +17,10 @@ from hmrl.rollouts.collect import seeded, where_it_is_faster
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.trainer import make_trainer
 from hmrl.types import Acting
-from integration.runs import assert_same, fit, fit_iterations, learning_state
-from integration.toy import STEPS, tiny_module, tiny_networks, toy_data
+from support.runs import assert_same, fit, fit_iterations, learning_state
+from support.toy import STEPS, tiny_module, tiny_networks, toy_data
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 GPU: dict[str, Any] = {"accelerator": "gpu"}
 ONE_LEVEL = {"task_encoder": None, "macro_vae": None}
 JOINT = {
@@ -40,7 +40,7 @@ def test_a_run_that_is_continued_is_the_run_in_one_piece(tmp_path: Path, network
     assert resumed.rows == straight.rows
 
 
-def test_real_worlds(tmp_path: Path) -> None:
+def test_ml10_trains_and_is_tested(tmp_path: Path) -> None:
     small = {"validation": EvaluationConfig(1, 1), "test": EvaluationConfig(1, 1, "envpool")}
     data = toy_data(MetaWorldDataModule, envs_per_family=1, horizon=20, **small)
     run = fit(tmp_path, 3 * 10 * 20, data=data, **GPU)
@@ -66,7 +66,7 @@ def test_a_checkpoint_goes_on_and_is_tested_on_the_other(tmp_path: Path, there: 
 
 @pytest.mark.parametrize("agent", ["expert", "random"])
 @pytest.mark.parametrize("protocol", ["first_episode", "meta_world"])
-def test_agents_to_compare_with(tmp_path: Path, agent: str, protocol: str) -> None:
+def test_agents_to_compare_with_are_tested(tmp_path: Path, agent: str, protocol: str) -> None:
     test = EvaluationConfig(2, 1, "metaworld", protocol=protocol, agent=agent)
     trials = TrialConfig(num_evals=1, adaptation_episodes=1, evaluation_episodes=2, meta_batch_size=2)
     data = MetaWorldDataModule("ML1", ["reach"], horizon=20, test=test, trials=trials)

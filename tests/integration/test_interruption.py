@@ -20,8 +20,7 @@ from hmrl.cli.main import HmrlCLI, main
 from hmrl.training.callbacks import SuccessRate
 from hmrl.training.checkpoint import load
 from hmrl.training.module import HierarchicalMetaRL
-from integration.conftest import TINY
-from integration.interrupted import (
+from support.interrupted import (
     Patch,
     in_training,
     send,
@@ -29,9 +28,10 @@ from integration.interrupted import (
     when_half_written,
     when_renamed_to,
 )
-from integration.launch import TESTS, Ended, run_together, still_running
-from integration.runs import assert_same, fit_iterations, learning_state, read_rows
-from integration.toy import STEPS, ToyDataModule
+from support.launch import Ended, run_together, still_running
+from support.paths import TESTS, TINY
+from support.runs import assert_same, fit_iterations, learning_state, read_rows
+from support.toy import STEPS, ToyDataModule
 
 pytestmark = pytest.mark.usefixtures("toy_world")
 LAST = ("--ckpt_path", "last")
@@ -93,7 +93,7 @@ def aborted(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_sigterm_ends_the_process_in_order(assert_goes_on: GoesOn, tmp_path: Path) -> None:
-    run = [sys.executable, str(TESTS / "integration" / "interrupted.py"), *command(tmp_path / "run")]
+    run = [sys.executable, str(TESTS / "support" / "interrupted.py"), *command(tmp_path / "run")]
     (ended,) = run_together([run], 120, EVENT="SIGTERM")
     assert ended.code == 0
     assert "Traceback" not in ended.out + ended.err
@@ -139,6 +139,7 @@ def test_the_iteration_ends_wherever_it_is(
     assert_goes_on(tmp_path / "run", *LAST)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_aborts_at_once(
     interrupt: Interrupt, assert_goes_on: GoesOn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,11 +181,13 @@ command()
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_importing_has_no_traceback() -> None:
     ended = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-SIGINT, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [SIGTERM, SIGINT])
 def test_before_a_trainer_runs_the_command_just_ends(
     signum: int, interrupt: Interrupt, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -194,6 +197,7 @@ def test_before_a_trainer_runs_the_command_just_ends(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("continued", "signum"), [(False, SIGINT), (True, SIGTERM)])
 def test_a_run_that_has_not_begun_can_be_begun_by_the_same_command(
     continued: bool,
@@ -266,7 +270,7 @@ def test_killed_while_saving(moment: str, assert_goes_on: GoesOn, tmp_path: Path
 
 def two_processes(event: str, folder: Path) -> Ended:
     """All of them are gone when this returns: none holds the pipes any longer."""
-    script = str(TESTS / "integration" / "interrupted.py")
+    script = str(TESTS / "support" / "interrupted.py")
     options = ["--trainer.devices", "2", "--data.validation.envs_per_family", "2"]
     (ended,) = run_together([[sys.executable, script, *command(folder, *options)]], 120, EVENT=event)
     assert not still_running(folder)
@@ -274,6 +278,8 @@ def two_processes(event: str, folder: Path) -> Ended:
     return ended
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize("event", ["Ctrl-C", "SIGTERM"])
 def test_two_processes_end_together(event: str, tmp_path: Path) -> None:
     """Ctrl-C goes to both of them, SIGTERM to the first alone."""
@@ -287,6 +293,8 @@ def test_two_processes_end_together(event: str, tmp_path: Path) -> None:
     assert rows_of(tmp_path / "run") == [1, 1, 2, 2]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_second_ctrl_c_aborts_two_processes_at_once(tmp_path: Path) -> None:
     ended = two_processes("Ctrl-C twice", tmp_path / "run")
     assert ended.code == 130
@@ -294,12 +302,16 @@ def test_a_second_ctrl_c_aborts_two_processes_at_once(tmp_path: Path) -> None:
     assert iteration(tmp_path / "run") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_sigterm_while_the_second_process_starts(tmp_path: Path) -> None:
     ended = two_processes("SIGTERM after launching", tmp_path / "run")
     assert ended.code in (0, 130)  # a thread of a library's may hear what this process holds back
     assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_process_does_not_wait_for_one_that_was_killed(tmp_path: Path) -> None:
     ended = two_processes("child killed", tmp_path / "child")
     assert ended.code in (2, -SIGKILL)
@@ -326,6 +338,7 @@ def requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "when", "same"),
     [(SIGTERM, 3, ()), (SIGTERM, 3, LAST), (SIGTERM, 2, ()), (SIGKILL, 3, ()), (SIGKILL, 3, LAST)],

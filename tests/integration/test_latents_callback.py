@@ -24,8 +24,8 @@ from hmrl.system.errors import UserError
 from hmrl.training.callbacks.latent_analysis import Latents
 from hmrl.training.trainer import make_trainer
 from hmrl.types import Rollout
-from integration.runs import Recorder, Run, assert_same, fit_iterations, learning_state
-from integration.toy import STEPS, tiny_module, toy_data
+from support.runs import Recorder, Run, assert_same, fit_iterations, learning_state
+from support.toy import STEPS, tiny_module, toy_data
 
 PROBES = {f"latents/probe/{name}" for name in ("z", "y", "ego_state", "observation", "chance")}
 MACRO = {
@@ -76,6 +76,7 @@ def test_training_is_what_it_is_without(run: Run, plain: Run) -> None:
     assert without == plain.rows
 
 
+@pytest.mark.slow
 def test_figures_are_in_tensorboard(run: Run) -> None:
     board = EventAccumulator(str(run.folder / "tensorboard"))
     board.Reload()
@@ -85,6 +86,7 @@ def test_figures_are_in_tensorboard(run: Run) -> None:
     assert {tag for tag in board.Tags()["scalars"] if tag.startswith("latents/")} == PROBES | MACRO
 
 
+@pytest.mark.slow
 def test_not_every_evaluation_and_the_same_ones_after_a_break(tmp_path: Path) -> None:
     def steps(folder: str, *parts: int) -> list[int]:
         for part, iterations in enumerate(parts):
@@ -227,7 +229,7 @@ def test_no_random_stream_and_no_mode_is_touched(plain: Run, tmp_path: Path) -> 
     assert once.keys() == PROBES | MACRO | {"step"}
 
 
-def test_what_is_no_rollout_or_acted_otherwise_is_ignored(plain: Run) -> None:
+def test_only_rollouts_of_the_analysed_mode_count(plain: Run) -> None:
     sampled = [r for r in plain.recorder.evaluated if r.mode == "sampled"]
     permuted = [replace(r, mode="permuted", action=-r.action) for r in sampled]
     once = by_hand(Latents(None), plain.module, sampled)
@@ -255,6 +257,8 @@ def one_of_two(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_processes_look_at_everybodys_episodes(plain: Run, tmp_path: Path) -> None:
     """One episode a family each: too few for a probe alone."""
     module = tiny_module(toy_data())

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from integration.conftest import TINY
-from integration.launch import TESTS, TORCHRUN, free_port, run_together, still_running
-from integration.runs import assert_same, learning_state, read_rows
-from integration.toy import STEPS
+from support.launch import TORCHRUN, free_port, run_together, still_running
+from support.paths import TESTS, TINY
+from support.runs import assert_same, learning_state, read_rows
+from support.toy import STEPS
 
-TOY = str(TESTS / "integration" / "toy_command.py")
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+TOY = str(TESTS / "support" / "toy_command.py")
 OPTIONS = [
     *("--data.validation.envs_per_family", "2"),  # one of each process
     *("--last_checkpoint.every_n_iterations", "1"),

@@ -21,7 +21,7 @@ from hmrl import (
     World,
     make_trainer,
 )
-from integration.toy import tiny_networks
+from support.toy import tiny_networks
 
 HORIZON = 8
 

@@ -21,8 +21,8 @@ from hmrl.envs.wrappers.perturb import Missing, Perturbation, PerturbedEnvs, sen
 from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.system.errors import UserError
 from hmrl.training.trainer import make_trainer
-from integration.runs import Recorder, Run, assert_same, fit, fit_iterations, learning_state
-from integration.toy import STEPS, ToyDataModule, ToyEnvs, tiny_module, toy_data
+from support.runs import Recorder, Run, assert_same, fit, fit_iterations, learning_state
+from support.toy import STEPS, ToyDataModule, ToyEnvs, tiny_module, toy_data
 
 EVERYTHING = Perturbation(
     0.02,
@@ -157,6 +157,8 @@ def test_agents_that_were_not_trained_are_not_told(agent: Any, trained: Run, tmp
 # --- real worlds -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.simulator
 @pytest.mark.parametrize("backend", ["envpool", "metaworld"])
 def test_every_backend_can_be_perturbed(backend: Backend) -> None:
     """Nothing: bit-identical. Noise: what is not exactly 0, in both frames of an observation."""

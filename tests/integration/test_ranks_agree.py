@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from integration.launch import run_script, still_running
-from integration.ranks_agree import (
+from support.launch import run_script, still_running
+from support.ranks_agree import (
     APART,
     ENVS,
     EPOCHS,
@@ -21,7 +21,9 @@ from integration.ranks_agree import (
     UPDATES,
     learn,
 )
-from integration.runs import assert_same
+from support.runs import assert_same
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 Result = dict[str, Any]
 LEVELS = ("task_encoder", "macro_vae", "actor", "critic")
@@ -34,7 +36,7 @@ each_categorical = pytest.mark.parametrize("categorical", CATEGORICALS)
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
     folder = tmp_path_factory.mktemp("ranks")
-    run_script("ranks_agree.py", str(folder))
+    run_script("support/ranks_agree.py", str(folder))
     assert not still_running(folder)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 

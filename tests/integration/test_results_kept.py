@@ -12,7 +12,7 @@ from hmrl.cli.main import main
 from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.results.file import describe_protocol
 from hmrl.training.datamodule import MetaWorldDataModule
-from integration.conftest import CONFIGS, TINY
+from support.paths import CONFIGS, TINY
 
 pytestmark = pytest.mark.usefixtures("toy_world")
 SHORT = ["--budget.env_steps", "260", "--trainer.check_val_every_n_epoch", "100"]
@@ -54,7 +54,7 @@ def test_the_same_evaluation_may_be_repeated(run: Any) -> None:
         (["--seed_everything", "7"], "last", "evaluation_seed"),
     ],
 )
-def test_others_are_refused_before_they_are_made(
+def test_other_results_are_refused_before_anything_is_evaluated(
     run: Any, tmp_path: Path, options: list[str], weights: str, differs: str
 ) -> None:
     run()
@@ -78,7 +78,7 @@ def test_another_protocol_has_a_file_of_its_own(run: Any, tmp_path: Path) -> Non
     "option",
     ["--trainer.limit_test_batches=1", "--trainer.limit_test_batches=0.5", "--trainer.fast_dev_run=true"],
 )
-def test_a_part_of_an_evaluation_is_none(run: Any, tmp_path: Path, option: str) -> None:
+def test_a_partial_evaluation_is_rejected(run: Any, tmp_path: Path, option: str) -> None:
     said = run(option)
     assert "an evaluation must be whole" in said
     assert not (tmp_path / "test-first_episode.json").exists()
@@ -160,7 +160,7 @@ def test_weights_alone_are_not_lost_to_a_new_run(
     assert (tmp_path / "checkpoints" / "last.weights.ckpt").is_file()
 
 
-def test_a_checkpoint_by_name(run: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_is_found_by_name_or_its_lack_is_said(run: Any, tmp_path: Path) -> None:
     last = run(by_name="last")
     assert last["checkpoint"] == str(tmp_path / "checkpoints" / "last.ckpt")
     (tmp_path / "checkpoints" / "best.ckpt").unlink(missing_ok=True)

@@ -24,9 +24,9 @@ from hmrl.training.callbacks import LastCheckpoint
 from hmrl.training.csv_logger import ContinuedCSVLogger
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.types import Acting
-from integration.conftest import TINY
-from integration.runs import Run, assert_same, fit, fit_iterations, learning_state, read_rows
-from integration.toy import STEPS, tiny_module, tiny_networks, toy_data
+from support.paths import TINY, environment
+from support.runs import Run, assert_same, fit, fit_iterations, learning_state, read_rows
+from support.toy import STEPS, tiny_module, tiny_networks, toy_data
 
 
 def assert_same_run(resumed: Run, straight: Run) -> None:
@@ -71,7 +71,7 @@ NOISY = {
     [{}, NOISY, {"task_encoder": None, "macro_vae": None}],
     ids=["three-levels", "lstm-gumbel-dropout", "flat"],
 )
-def test_toy_world(tmp_path: Path, networks: dict[str, Any]) -> None:
+def test_a_resumed_run_is_the_straight_one_in_the_toy_world(tmp_path: Path, networks: dict[str, Any]) -> None:
     def data() -> Any:
         return toy_data(replay_trajectories=30)  # it overflows before the break: its order counts
 
@@ -81,7 +81,9 @@ def test_toy_world(tmp_path: Path, networks: dict[str, Any]) -> None:
     assert replay.size == 20  # one of four rollouts
 
 
-def test_real_world(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.simulator
+def test_a_resumed_run_is_the_straight_one_in_envpool(tmp_path: Path) -> None:
     """ML10 in EnvPool, whose pools must catch up with the episodes drawn before the break."""
 
     def data() -> MetaWorldDataModule:
@@ -91,8 +93,10 @@ def test_real_world(tmp_path: Path) -> None:
     assert_same_run(*two_and_two(tmp_path, data, 10 * 20, check_val_every_n_epoch=2))
 
 
+@pytest.mark.slow
+@pytest.mark.simulator
 @pytest.mark.parametrize("goals", [None, 3])
-def test_reference_simulator(tmp_path: Path, goals: int | None) -> None:
+def test_a_resumed_run_is_the_straight_one_in_metaworld(tmp_path: Path, goals: int | None) -> None:
     def data() -> MetaWorldDataModule:
         return toy_data(
             MetaWorldDataModule,
@@ -161,7 +165,7 @@ def test_rows_beyond_the_checkpoint_are_written_anew(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 import hmrl.cli.main
-from integration.toy import ToyDataModule
+from support.toy import ToyDataModule
 
 def die_in_iteration_4(data):
     if data.trainer.lightning_module.iteration == 3:
@@ -169,7 +173,7 @@ def die_in_iteration_4(data):
 
 ToyDataModule.on_training_step = die_in_iteration_4
 hmrl.cli.main.MetaWorldDataModule = ToyDataModule
-hmrl.cli.main(sys.argv[1:])
+hmrl.cli.main.main(sys.argv[1:])
 """
 
 
@@ -184,8 +188,7 @@ def test_a_killed_command_is_continued_by_the_same_command(tmp_path: Path) -> No
 
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, *arguments("resumed")],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,

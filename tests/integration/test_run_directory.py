@@ -17,9 +17,9 @@ from hmrl.system.errors import UserError
 from hmrl.training.callbacks import EnvStepBudget
 from hmrl.training.checkpoint import load
 from hmrl.training.trainer import make_trainer
-from integration.conftest import TINY
-from integration.runs import Run, fit_iterations, read_rows
-from integration.toy import STEPS, ToyDataModule
+from support.paths import TINY
+from support.runs import Run, fit_iterations, read_rows
+from support.toy import STEPS, ToyDataModule
 
 CPU: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False}
 

@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch
 
 from hmrl.rollouts.stream import RolloutStream
-from integration.runs import Run, checksum, fit, fit_iterations
-from integration.toy import HORIZON, tiny_module, toy_data
+from support.runs import Run, checksum, fit, fit_iterations
+from support.toy import HORIZON, tiny_module, toy_data
 
 ITERATIONS = 4
 

@@ -86,6 +86,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
 ALL = [f"{name}-seed{seed}" for seed in (1, 2) for name in ("full", "flat", "n3")]
 
 
+@pytest.mark.slow
 def test_everything_is_trained_tested_and_reported(
     sweep_file: Path, commands: Commands, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_everything_is_trained_tested_and_reported(
     assert log.count("-m hmrl") == 2
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(sweep_file: Path, commands: Commands, tmp_path: Path) -> None:
     out = tmp_path / "out"
     main([str(sweep_file), "--out", str(out), "--only", "flat", "--keep_checkpoints"])
@@ -115,6 +117,7 @@ def test_what_is_finished_is_not_run_again(sweep_file: Path, commands: Commands,
     assert sorted(commands.names()) == sorted(f"{what} {name}" for name in rest for what in ("fit", "test"))
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_not_trained_again_for_its_results(
     sweep_file: Path, commands: Commands, tmp_path: Path
 ) -> None:
@@ -127,6 +130,7 @@ def test_a_trained_run_is_not_trained_again_for_its_results(
     assert commands.names() == ["test flat-seed2"]
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_have_cores_of_their_own(
     sweep_file: Path, commands: Commands, tmp_path: Path
 ) -> None:
@@ -149,6 +153,7 @@ def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch, cores: int, jobs:
         assert sum(map(len, shares)) == cores
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_is_not_tested_but_continued(
     sweep_file: Path, commands: Commands, tmp_path: Path
 ) -> None:
@@ -181,6 +186,7 @@ with one_sentence():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_that_is_told_to_stop_tells_its_runs(
     signum: signal.Signals, sweep_file: Path, tmp_path: Path
@@ -202,6 +208,7 @@ def test_a_sweep_that_is_told_to_stop_tells_its_runs(
     assert len(list(tmp_path.glob("started.*"))) == len(list(tmp_path.glob("saved.*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_failure_does_not_stop_the_others(sweep_file: Path, commands: Commands, tmp_path: Path) -> None:
     commands.fails.add("full-seed1")
     with pytest.raises(UserError, match="failed: full-seed1"):
@@ -256,7 +263,7 @@ def test_mistakes_are_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
-def test_more_mistakes(sweep_file: Path, tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused(sweep_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no sweep file at"):
         main([str(tmp_path / "none.yaml"), "--out", str(tmp_path)])
     with pytest.raises(UserError, match="--only names many, but the sweep has full, flat, n3"):

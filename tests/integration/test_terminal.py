@@ -16,11 +16,13 @@ from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
 import pytest
 
 from hmrl.training.checkpoint import load
-from integration.conftest import CONFIGS, TINY
-from integration.launch import TESTS, free_port
-from integration.toy import STEPS
+from support.launch import free_port
+from support.paths import CONFIGS, TESTS, TINY, environment
+from support.toy import STEPS
 
-TOY = [sys.executable, str(TESTS / "integration" / "interrupted.py")]
+pytestmark = pytest.mark.slow
+
+TOY = [sys.executable, str(TESTS / "support" / "interrupted.py")]
 HMRL = [sys.executable, "-m", "hmrl"]
 TWO = ["--trainer.devices", "2", "--data.validation.envs_per_family", "2"]
 LIMIT = 240  # seconds, of a machine that has much else to do
@@ -52,11 +54,14 @@ def started(
         for fd in close:
             os.close(fd)
 
-    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH", "")]))
     given = options.pop("environment", {})
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **given}  # type: ignore[dict-item]
     process = subprocess.Popen(
-        list(command), env=environment, text=True, preexec_fn=prepare, start_new_session=True, **options
+        list(command),
+        env=environment(**given),
+        text=True,
+        preexec_fn=prepare,
+        start_new_session=True,
+        **options,
     )  # type: ignore[call-overload]
     try:
         yield process
@@ -114,12 +119,12 @@ def test_other_commands_do_not_need_readers_either(tmp_path: Path) -> None:
 PYTHON = f"""
 import sys
 from pathlib import Path
-from integration.runs import fit
+from support.runs import fit
 fit(Path(sys.argv[1]), {2 * STEPS})
 """
 
 
-def test_nor_does_training_from_python(tmp_path: Path) -> None:
+def test_training_from_python_does_not_need_readers_either(tmp_path: Path) -> None:
     assert code_without_output([sys.executable, "-c", PYTHON, str(tmp_path)], "pipe") == 0
     assert iteration(tmp_path) == 2
 
@@ -285,7 +290,7 @@ def test_waiting_ends_by_itself_and_says_why(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-def test_a_network_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_unknown_network_interface_is_named(tmp_path: Path) -> None:
     environment = {"GLOO_SOCKET_IFNAME": "nosuch"}
     command = [*TOY, *fit(tmp_path / "run", *TWO)]
     with started(command, environment=environment, stderr=subprocess.PIPE) as process:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 
-from integration.runs import Run, assert_same, fit_iterations, learning_state, read_rows
+from support.runs import Run, assert_same, fit_iterations, learning_state, read_rows
 
 # What is refused or set otherwise has tests of its own.
 ELSEWHERE = {
@@ -47,6 +47,7 @@ def test_every_argument_of_the_trainer_is_accounted_for() -> None:
     assert not ELSEWHERE & FREE.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", FREE)
 def test_training_is_the_same(option: str, plain: Run, tmp_path: Path) -> None:
     run = fit_iterations(tmp_path, 2, **{option: FREE[option]})

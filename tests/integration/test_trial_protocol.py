@@ -16,7 +16,7 @@ from hmrl.evaluation.recorded import RecordedEnvs
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, ActorStep, Carry
-from integration.toy import HORIZON, ToyEnvs, tiny_module, toy_data
+from support.toy import HORIZON, ToyEnvs, tiny_module, toy_data
 
 FAMILIES = ("reach", "push")
 TASKS = {"reach": "SawyerReachEnvV3", "push": "SawyerPushEnvV3"}
@@ -212,7 +212,7 @@ def test_a_macro_action_is_not_held_into_another_episode() -> None:
     assert torch.equal(said[2], said[3])
 
 
-def test_an_action_that_is_no_number_names_its_family() -> None:
+def test_a_non_finite_action_names_its_family() -> None:
     class Broken(Counting):
         def act(self, *args: Any) -> Any:
             step, carry = super().act(*args)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from hmrl import EvaluationConfig, MetaWorldDataModule, UserError
-from integration.conftest import TINY
-from integration.runs import read_rows
+from support.paths import TINY
+from support.runs import read_rows
+
+pytestmark = [pytest.mark.slow, pytest.mark.simulator]
 
 _BLOCKED = """
 import sys

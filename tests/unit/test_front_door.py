@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import hmrl
-
-from .report_helpers import result, write_result
+from support.reported import result, write_result
 
 COMMANDS = ("fit", "validate", "test", "report", "sweep")
 _RUN = """
@@ -42,7 +41,7 @@ def test_help_names_every_command_and_where_configurations_are() -> None:
     assert "--config ml10" in out
 
 
-def test_version() -> None:
+def test_version_is_printed() -> None:
     assert hmrl_says("--version") == (0, f"hmrl {hmrl.__version__}\n", "", "")
 
 

@@ -1,0 +1,1 @@
+"""What several tests share. Imported as ``support.NAME``: pytest has ``tests`` on its path."""

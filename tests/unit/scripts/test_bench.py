@@ -1,0 +1,86 @@
+"""The benchmark's arithmetic; that it runs is tried by running it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from support.agents import load_script
+
+
+@pytest.fixture
+def bench() -> Any:
+    return load_script("bench")
+
+
+def test_every_size_is_one_of_a_benchmark(bench: Any) -> None:
+    for benchmark, each in bench.SIZES:
+        data = bench.data_of(benchmark, each)
+        assert len(data.families) == {"ML1": 1, "ML10": 10, "ML45": 45}[benchmark]
+        assert data.envs_per_family == each
+
+
+def test_ratios_are_medians_of_ratios_and_known_after_each_part(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2, 3 and 10 over 1, 2 and 20; the second part fails."""
+    answers = iter([{"fast": 2.0, "slow": 1.0}, {"fast": 3.0, "slow": 2.0}, {"fast": 10.0, "slow": 20.0}])
+
+    def failing() -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench, "PARTS", {"race": lambda: next(answers), "fall": failing})
+    monkeypatch.setattr(bench, "RATIOS", {"race": [("fast / slow", "fast", "slow", "at least 1.4")]})
+    out = tmp_path / "deep" / "bench.json"
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--out", str(out)])
+    with pytest.raises(ZeroDivisionError):
+        bench.main()
+    race = json.loads(out.read_text())["race"]
+    assert race["code"]["packages"].keys() >= {"torch", "envpool"}
+    assert race["median"] == {"fast": 3, "slow": 2}
+    assert race["ratios"] == {
+        "fast / slow": {"median": 1.5, "least": 0.5, "most": 2, "target": "at least 1.4"}
+    }
+    assert "1.50 [0.50, 2.00]   (at least 1.4)" in capsys.readouterr().out
+
+    monkeypatch.setattr(bench, "PARTS", {"swim": lambda: {"slow": 1.0}})
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "swim", "--repeats", "1", "--out", str(out)])
+    bench.main()
+    found = json.loads(out.read_text())
+    assert found["race"] == race, "another call's part stays"
+    assert found["swim"]["median"] == {"slow": 1}
+
+
+@pytest.mark.slow
+def test_a_measurement_that_fails_says_why(bench: Any) -> None:
+    with pytest.raises(SystemExit, match=r"(?s)the measurement collecting of .* failed:.*UserError:.*ML99"):
+        bench.apart("collecting", benchmark="ML99")
+
+
+@pytest.mark.slow
+def test_peak_memory_is_the_measured_processs_own(bench: Any) -> None:
+    """However much the parent has had."""
+    much = np.ones(1 << 27)  # 1 GiB
+    found = bench.apart("raw_envpool", each=1, steps=2)
+    assert much[-1] == 1
+    assert 50 < found["peak_mib"] < 1000
+
+
+def test_the_share_of_learning_on_a_gpu(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An iteration of 100 environments is 50,000 steps: at 10,000 a second 5 s, of which 1 s is learning."""
+    if not torch.cuda.is_available():
+        assert bench.gpu() == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(bench, "collecting", lambda each, device: 20_000.0)
+    monkeypatch.setattr(
+        bench, "training", lambda each, accelerator: {"rate": 1_000.0 * each, "training_step": 1.0}
+    )
+    found = bench.gpu()
+    shares = [found[over] / found[under] for _, over, under, _ in bench.RATIOS["gpu"]]
+    assert shares == pytest.approx([0.2] * len(bench.GPU_SIZES))
