@@ -32,7 +32,7 @@ from hmrl.rollouts.collect import seeded
 from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.system.errors import UserError
 from hmrl.training import checkpoint
-from hmrl.training.compatibility import completed
+from hmrl.training.compatibility import check_settings
 from hmrl.types import Acting, Trajectories
 
 _QUESTIONS = 500  # of each held-out episode
@@ -105,7 +105,8 @@ def compare(
     settings = saved["hyper_parameters"]
     if settings["task_encoder"] is None:
         raise UserError("the checkpoint is of an agent without a task encoder: its settings are needed")
-    base = as_config(TaskEncoderConfig, completed("task_encoder", settings["task_encoder"]))
+    check_settings(settings)
+    base = as_config(TaskEncoderConfig, settings["task_encoder"])
     moments = {
         name.removeprefix("policy."): value
         for name, value in saved["state_dict"].items()

@@ -30,7 +30,7 @@ def _help() -> argparse.ArgumentParser:
         epilog="commands:\n"
         + "\n".join(f"  {name:{width}}  {what}" for name, what in _COMMANDS.items())
         + "\n\nhmrl COMMAND --help lists a command's options. A configuration is a file, or the name of one\n"
-        "that the package brings along: hmrl fit --config ml10 --config experiments/flat",
+        "that the package brings along: hmrl fit --config ml10 --config baselines/flat",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )

@@ -11,8 +11,8 @@ import pytest
 from hmrl.cli.main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GRID = [f"--config={CONFIGS / name}" for name in ("ml10.yaml", "gridworld.yaml")]
-FLAT = f"--config={CONFIGS / 'experiments/flat.yaml'}"
+GRID = [f"--config={CONFIGS / name}" for name in ("ml10.yaml", "worlds/gridworld.yaml")]
+FLAT = f"--config={CONFIGS / 'baselines/flat.yaml'}"
 THRESHOLD = 0.6  # one level stays below it
 
 

@@ -252,7 +252,7 @@ OPTIONS = [
     ("--model.ppo.epochs 0", "model.ppo.epochs", "0", "at least 1"),
     ("--model.ppo.minibatches 1000", "model.ppo.minibatches", "1000", "only 140 decisions: use at most that"),
     (
-        f"--config {CONFIGS / 'experiments/joint.yaml'} --model.ppo.minibatches 30",
+        f"--config {CONFIGS / 'levels/joint.yaml'} --model.ppo.minibatches 30",
         *("model.ppo.minibatches", "30", "only 20: use at most that"),
     ),
     ("--model.ppo.advantage all", "model.ppo.advantage", "all", "one of family, batch, none"),
@@ -320,7 +320,7 @@ OPTIONS = [
         "best_checkpoint.save_top_k",
     ),
     ("--trainer.limit_val_batches 0.5", "trainer.limit_val_batches", "0.5", "data.validation.goals"),
-    ("--trainer.fast_dev_run true", "trainer.fast_dev_run", "True", "configs/smoke.yaml"),
+    ("--trainer.fast_dev_run true", "trainer.fast_dev_run", "True", "--config smoke"),
     ("--trainer.num_sanity_val_steps 2", "trainer.num_sanity_val_steps", "2", "a part of an evaluation"),
     ("--trainer.default_root_dir x", "trainer.default_root_dir", "x", "set run_dir instead"),
     (

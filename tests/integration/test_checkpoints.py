@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import torch
 from hmrl.cli.main import main
 from hmrl.himeta.config import ActorCriticConfig, PPOConfig
 from hmrl.system.errors import UserError
-from hmrl.training.checkpoint import AtomicCheckpointIO, load, weights_path
+from hmrl.training.checkpoint import FORMAT, AtomicCheckpointIO, load, weights_path
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting
 from support.paths import TINY
 from support.runs import Run, assert_same, fit, fit_iterations
-from support.toy import STEPS, tiny_module, tiny_networks, toy_data
+from support.toy import STEPS, tiny_module, toy_data
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     with pytest.raises(UserError, match=r"last.ckpt could not be written .*No space left.*is intact"):
         plugin.save_checkpoint({"state_dict": {"w": torch.zeros(3)}, "hyper_parameters": {}}, path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.weights.ckpt"]
-    assert_same({name: value for name, value in load(path).items() if name != "git"}, old)
+    assert_same({name: value for name, value in load(path).items() if name not in ("git", "format")}, old)
 
 
 def test_a_run_whose_disk_is_full_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,44 +248,46 @@ def test_a_module_of_other_widths_is_refused(trained: Run) -> None:
         other.load_state_dict(content["state_dict"])
 
 
-# --- checkpoints of before a setting was there ---------------------------------------------------
+# --- checkpoints of another version --------------------------------------------------------------
+
+SAMPLED = "{sampled: {macro_action: sample}}"
 
 
 @pytest.fixture(scope="module")
-def before_and_now(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An agent as it was, its checkpoint as it would have been written then, and as it is now."""
-    then: dict[str, dict[str, Any]] = {
-        "task_encoder": {
-            **{"belief": "categorical", "variables": 1, "reward_embedding": 1, "context_reward": "plain"},
-            **{"reward_coef": 0.0, "target_kl": None},
-        },
-        "macro_vae": {"target_kl": None},
-        "ppo": {"latents": "acted"},
-    }
-    networks = tiny_networks()
-    module = tiny_module(toy_data(), **{level: replace(networks[level], **then[level]) for level in then})
-    folder = tmp_path_factory.mktemp("before")
-    now = checkpoints(fit(folder, STEPS, data=toy_data(), module=module))[1]
-    content, path = load(now), folder / "before.ckpt"
-    for level, settings in then.items():
-        for name in settings:
-            del content["hyper_parameters"][level][name]
-    torch.save(content, path)
-    return path, now
-
-
-def test_a_checkpoint_of_before_a_setting_gives_the_agent_that_was_trained(
-    before_and_now: tuple[Path, Path],
-) -> None:
-    before, now = (HierarchicalMetaRL.load_from_checkpoint(path) for path in before_and_now)
-    assert dict(before.hparams) == dict(now.hparams)
-    assert_same(dict(before.state_dict()), dict(now.state_dict()))
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as it was written when deviations were clamped, and its weights."""
+    folder = tmp_path_factory.mktemp("old")
+    fit(folder, STEPS, data=toy_data(), module=tiny_module(toy_data()))
+    for path in (folder / "checkpoints" / name for name in ("last.ckpt", "last.weights.ckpt")):
+        content = load(path)
+        assert content.pop("format") == FORMAT
+        torch.save(content, path)
+    return folder
 
 
 @pytest.mark.usefixtures("toy_world")
-def test_the_command_tests_a_checkpoint_of_before_a_setting(
-    before_and_now: tuple[Path, Path], tmp_path: Path
-) -> None:
-    before, now = (run_test(tmp_path / path.stem, path) for path in before_and_now)
-    assert before["model"] == now["model"]
-    assert before["episodes"] == now["episodes"]
+def test_a_checkpoint_of_clamped_deviations_acts_on_means_alone(old: Path, tmp_path: Path) -> None:
+    weights = old / "checkpoints" / "last.weights.ckpt"
+    run_test(tmp_path, weights)
+    data, module = toy_data(), HierarchicalMetaRL.load_from_checkpoint(weights)
+    with pytest.raises(UserError, match="for training goes on from it"):
+        fit(tmp_path / "on", STEPS, data=data, module=module)
+    with pytest.raises(SystemExit):
+        run_test(tmp_path / "sampled", weights, "--data.modes", SAMPLED)
+
+
+@pytest.mark.usefixtures("toy_world")
+def test_training_does_not_go_on_with_other_deviations(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ("--budget.env_steps", str(2 * STEPS))
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", *TINY, "--run_dir", str(old), "--ckpt_path", "last", *more])
+    assert exit_.value.code == 2
+    assert "deviations were clamped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("agent", ["default", "flat"])
+def test_the_published_agents_load(agent: str) -> None:
+    path = Path(__file__).parents[2] / f"results/ml10-20m/{agent}/agent.weights.ckpt"
+    assert load(path)["format"] == 1
+    module = HierarchicalMetaRL.load_from_checkpoint(path, map_location="cpu")
+    assert int(module.env_steps) == 20_000_000

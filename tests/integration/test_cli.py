@@ -75,7 +75,7 @@ def test_an_overlay_changes_what_it_says_and_nothing_else(
     ("named", "written"),
     [
         ((), ("ml10.yaml",)),
-        (("--config", "ml10", "--config=experiments/flat"), ("ml10.yaml", "experiments/flat.yaml")),
+        (("--config", "ml10", "--config=baselines/flat"), ("ml10.yaml", "baselines/flat.yaml")),
         (("-c", "configs/ml10.yaml", "--config", "configs/smoke.yaml"), ("ml10.yaml", "smoke.yaml")),
     ],
 )
@@ -94,7 +94,7 @@ def test_the_packages_configurations_go_by_name(
 def test_the_paper_overlay_holds_the_authors_hyper_parameters(
     printed_config: Callable[..., dict[str, Any]],
 ) -> None:
-    config = printed_config("--config", str(ML10), "--config", str(CONFIGS / "paper.yaml"))
+    config = printed_config("--config", str(ML10), "--config", str(CONFIGS / "protocols/paper.yaml"))
     reference = {
         "budget.env_steps": 164_000_000,
         "data.goals_per_family": 1,
@@ -143,7 +143,7 @@ def test_the_paper_overlay_holds_the_authors_hyper_parameters(
 def test_the_permuted_overlay_evaluates_each_permutation(
     printed_config: Callable[..., dict[str, Any]],
 ) -> None:
-    overlay = str(CONFIGS / "experiments" / "permuted.yaml")
+    overlay = str(CONFIGS / "protocols/permuted.yaml")
     modes = printed_config("--config", str(ML10), "--config", overlay, command="test")["data"]["modes"]
     assert {name: mode["permute"] for name, mode in modes.items() if name != "mean_action"} == {
         "sampled": "none",

@@ -312,11 +312,7 @@ def test_two_processes_agree(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("toy_world")
 @pytest.mark.parametrize(("overlay", "blocks"), [("one_after_another", 10), ("blocks", 5)])
 def test_the_experiments_run_without_macro_actions_too(overlay: str, blocks: int, tmp_path: Path) -> None:
-    given = [
-        part
-        for name in (overlay, "no_macro_actions")
-        for part in ("--config", f"{CONFIGS}/experiments/{name}.yaml")
-    ]
+    given = ["--config", f"{CONFIGS}/curricula/{overlay}.yaml", "--model.macro_vae", "null"]
     sizes = ["--data.curriculum.env_steps_per_block", str(STEPS), "--budget.env_steps", str(3 * STEPS)]
     main(["fit", *TINY, *given, *sizes, "--run_dir", str(tmp_path)])
     rows = json.loads((tmp_path / "forgetting.json").read_text())["blocks"]

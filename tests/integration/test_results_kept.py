@@ -49,7 +49,7 @@ def test_the_same_evaluation_may_be_repeated(run: Any) -> None:
     ("options", "weights", "differs"),
     [
         (["--data.test.perturbation.noise_std", "0.5"], "last", "protocol"),
-        (["--config", str(CONFIGS / "experiments/permuted.yaml")], "last", "modes"),
+        (["--config", str(CONFIGS / "protocols/permuted.yaml")], "last", "modes"),
         (["--data.test.agent", "random"], "none", "agent and weights"),
         (["--seed_everything", "7"], "last", "evaluation_seed"),
     ],
@@ -204,7 +204,7 @@ def test_another_simulator_has_other_goals() -> None:
 
 
 def test_agents_to_compare_with_need_the_age_of_the_world(run: Any, tmp_path: Path) -> None:
-    worn = ["--config", str(CONFIGS / "experiments/gain_wear.yaml")]
+    worn = ["--data.perturbation.action_gain", "{kind: linear, size: -0.5, over_episodes: 40}"]
     random = [*worn, "--data.test.agent", "random"]
     said = run(*random, weights="none")
     assert "the world changes" not in said

@@ -154,7 +154,7 @@ WORLDS = {
     "envpool": [*ONE_FAMILY, "--data.backend", "envpool"],
     "metaworld": [*ONE_FAMILY, "--data.backend", "metaworld"],
     "metaworld_async": [*ONE_FAMILY, "--data.backend", "metaworld_async"],
-    "gridworld": ["--config", str(CONFIGS / "gridworld.yaml"), "--config", TINY[-1]],
+    "gridworld": ["--config", str(CONFIGS / "worlds/gridworld.yaml"), "--config", TINY[-1]],
 }
 
 

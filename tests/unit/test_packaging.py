@@ -46,7 +46,7 @@ def test_a_wheel_has_every_configuration_and_finds_it_by_name(tmp_path: Path) ->
         archive.extractall(installed)
     shipped = {p.relative_to(installed / "hmrl/configs") for p in installed.glob("hmrl/configs/**/*.yaml")}
     assert shipped == {p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml")}
-    code = "from hmrl.cli.shipped import config_file; print(config_file('experiments/flat'))"
+    code = "from hmrl.cli.shipped import config_file; print(config_file('baselines/flat'))"
     found = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -54,7 +54,7 @@ def test_a_wheel_has_every_configuration_and_finds_it_by_name(tmp_path: Path) ->
         check=True,
         env={"PYTHONPATH": str(installed)},
     ).stdout
-    assert Path(found.strip()) == installed / "hmrl/configs/experiments/flat.yaml"
+    assert Path(found.strip()) == installed / "hmrl/configs/baselines/flat.yaml"
 
 
 def test_a_file_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

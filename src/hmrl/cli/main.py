@@ -36,7 +36,7 @@ from hmrl.training.callbacks import (
     SuccessRate,
     Video,
 )
-from hmrl.training.compatibility import check_network, check_rollout, completed, settings_since
+from hmrl.training.compatibility import check_deviations, check_network, check_rollout, check_settings
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.training.prechecks import (
@@ -157,7 +157,8 @@ class HmrlCLI(LightningCLI):
             path = config["ckpt_path"] = str(find_checkpoint(config["run_dir"], path))
         self._saved = checkpoint.load(path)
         hparams = self._saved["hyper_parameters"]
-        model = {k: completed(k, v) for k, v in hparams.items() if k not in (*_FROM_DATA, "seed")}
+        check_settings(hparams)
+        model = {k: v for k, v in hparams.items() if k not in (*_FROM_DATA, "seed")}
         self.config = self.parser.parse_object({self.config["subcommand"]: {"model": model}}, self.config)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
@@ -209,11 +210,8 @@ class HmrlCLI(LightningCLI):
             check_network(self._saved, model, training=True)
             hparams = self._saved["hyper_parameters"]
             other_seed = check_seed(hparams["seed"], model.seed, data.goals_per_family is not None)
-            new = settings_since(hparams, model.hparams)
             if other_seed and is_first_process():
                 print(other_seed)
-            if new and is_first_process():
-                print(f"training goes on with settings the checkpoint did not have yet: {', '.join(new)}")
             self._saved = None
         best = self._get(self.config, "best_checkpoint")
         check_best(best["save_top_k"])
@@ -237,6 +235,7 @@ class HmrlCLI(LightningCLI):
         config = data.test if self.subcommand == "test" else data.validation
         if self._saved:
             check_data(self._saved, data, config)
+            check_deviations(self._saved, data.modes.values(), training=False)
             self._saved = None
         unloaded = self._get(self.config, "ckpt_path") is None
         if unloaded and config.perturbation_within(data.perturbation).over_training():

@@ -15,9 +15,9 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def config_file(name: str) -> str:
-    """``name`` where it is a file or no name, else the package's own file: ``ml10``, ``experiments/flat``.
+    """``name`` where it is a file or no name, else the package's own file: ``ml10``, ``baselines/flat``.
 
-    The names that the README gives, as ``configs/ml10.yaml``, do as well.
+    The paths that they have in the repository, as ``configs/ml10.yaml``, do as well.
     """
     if not re.fullmatch(r"\w[\w/.-]*", name) or Path(name).is_file():
         return name

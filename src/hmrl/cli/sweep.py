@@ -242,7 +242,7 @@ def main(args: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(prog="hmrl sweep", description=__doc__, allow_abbrev=False)
     file = partial(local_path, name="FILE", folder=False)
-    parser.add_argument("file", type=file, help="such as configs/sweeps/ablations.yaml")
+    parser.add_argument("file", type=file, help="such as sweeps/ablations")
     folder = partial(local_path, name="--out")
     parser.add_argument("--out", type=folder, required=True, help="folder for METHOD-seedN and report/")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")

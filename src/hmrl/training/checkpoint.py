@@ -15,6 +15,8 @@ from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
 from hmrl.system.provenance import git_revision
 
+# What weights mean: in 1 (or without it) deviations are clamped to their range, in 2 bounded smoothly.
+FORMAT = 2
 # What the twin keeps: networks, normaliser and configuration. No optimizers, no replay.
 _EXPORTED = (
     "state_dict",
@@ -24,6 +26,7 @@ _EXPORTED = (
     "epoch",
     "global_step",
     "git",
+    "format",
 )
 
 
@@ -47,7 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: if that cannot be done; the files that were there are as they were.
         """
-        path, checkpoint = Path(path), {**checkpoint, "git": git_revision()}
+        path, checkpoint = Path(path), {**checkpoint, "git": git_revision(), "format": FORMAT}
         export = {k: checkpoint[k] for k in _EXPORTED if k in checkpoint}
         # A kill between the two renames leaves the newer export: a continued run makes that one again.
         contents = {weights_path(path): export, path: checkpoint}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, get_args
 
-from hmrl.himeta.config import Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig
+from hmrl.himeta.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.system.errors import UserError
 from hmrl.types import Acting
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # What gives networks their shape or their inputs a meaning; everything else may change on resume.
 _NETWORK: dict[str, tuple[str, ...]] = {
@@ -20,15 +24,12 @@ _NETWORK: dict[str, tuple[str, ...]] = {
     "actor_critic": ("actor_hidden", "critic_hidden", "state_dependent_std"),
 }
 _MIXTURE = ("latent", "decoder_hidden")  # of the task encoder, where its belief is one
-# What was the case before there was a setting for it: what a checkpoint that lacks it was trained with.
-_BEFORE: dict[str, dict[str, Any]] = {
-    "": {"macro_interval": 1},
-    "task_encoder": {
-        **{"belief": "categorical", "variables": 1, "reward_embedding": 1, "context_reward": "plain"},
-        **{"reward_coef": 0.0, "target_kl": None},
-    },
-    "macro_vae": {"target_kl": None},
-    "ppo": {"latents": "acted"},
+_LEVELS: dict[str, type[DataclassInstance]] = {
+    "task_encoder": TaskEncoderConfig,
+    "macro_vae": MacroVAEConfig,
+    "actor_critic": ActorCriticConfig,
+    "ppo": PPOConfig,
+    "acting": Acting,
 }
 # Settings that decide what the command line does not set itself.
 _SET_BY = {
@@ -39,14 +40,59 @@ _SET_BY = {
 }
 
 
-def completed(section: str, settings: Any) -> Any:
-    """Settings as a checkpoint holds them, with what was the case before there was a setting for it.
+def check_settings(hparams: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose settings are not those of this version: its agent could be another one.
 
     Args:
-        section: of the hyper-parameters, as "task_encoder".
-        settings: a mapping; anything else (None, an instance of a configuration) is returned as it is.
+        hparams: hyper-parameters of the checkpoint.
+
+    Raises:
+        UserError: naming the settings that it lacks, or has beyond them.
     """
-    return {**_BEFORE.get(section, {}), **settings} if isinstance(settings, Mapping) else settings
+    odd = [f"lacks model.{name}" for name in (*_NETWORK[""], "gradients", *_LEVELS) if name not in hparams]
+    for section, cls in _LEVELS.items():
+        if saved := hparams.get(section):
+            names = {field.name for field in fields(cls)}
+            odd += [f"lacks model.{section}.{name}" for name in sorted(names - saved.keys())]
+            odd += [f"has model.{section}.{name}" for name in sorted(saved.keys() - names)]
+    if odd:
+        raise UserError(
+            f"the checkpoint is of another version of hmrl, with other settings (it {', '.join(odd)}): use "
+            "the version that wrote it"
+        )
+
+
+def check_deviations(checkpoint: Mapping[str, Any], modes: Iterable[Acting], *, training: bool) -> None:
+    """Refuse what another function of deviations would silently make another agent.
+
+    In format 1, deviations that a network makes were clamped to their range; since then they are bounded
+    smoothly. Means are the same function in both.
+
+    Args:
+        checkpoint: as it was loaded.
+        modes: how the agent is to act.
+        training: whether training goes on.
+
+    Raises:
+        UserError: naming what cannot be done with such a checkpoint.
+    """
+    if checkpoint.get("format", 1) >= 2:
+        return
+    saved = checkpoint["hyper_parameters"]
+    encoder, modes = saved["task_encoder"], list(modes)
+    what = {
+        "training goes on from it": training,
+        "its belief is a mixture": bool(encoder) and encoder["belief"] == "mixture",
+        "z is sampled": bool(saved["macro_vae"]) and any(mode.macro_action == "sample" for mode in modes),
+        "its actor's deviation depends on the state and actions are sampled": (
+            saved["actor_critic"]["state_dependent_std"] and any(mode.action == "sample" for mode in modes)
+        ),
+    }
+    if found := [words for words, true in what.items() if true]:
+        raise UserError(
+            "the checkpoint was written when standard deviations were clamped, and would be another agent "
+            f"here, for {' and '.join(found)}: use the version that wrote it, or means in data.modes"
+        )
 
 
 def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, str]:
@@ -57,7 +103,7 @@ def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) ->
     """
     found: dict[str, str] = {}
     for section, keys in _NETWORK.items():
-        there, here = (completed(section, x[section] if section else x) for x in (saved, present))
+        there, here = (x[section] if section else x for x in (saved, present))
         if there is None or here is None:
             if there is not here:
                 where = "left out" if there is None else "present"
@@ -72,7 +118,7 @@ def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) ->
             keys += ("reward_coef",)
         for key in keys:
             name = ".".join(filter(None, ("model", section, key)))
-            pair = there.get(key), here[key]
+            pair = there[key], here[key]
             a, b = (list(x) if isinstance(x, tuple | list) else x for x in pair)
             if a != b:
                 found[name] = f"{name} is {a!r} there and {b!r} here{_SET_BY.get(key, '')}"
@@ -88,7 +134,8 @@ def check_network(checkpoint: Mapping[str, Any], model: Any, *, training: bool) 
         training: whether training goes on, so that the families must be the same, too.
 
     Raises:
-        UserError: with every setting that differs, or, if none does, the tensors that do.
+        UserError: with every setting that differs, or, if none does, the tensors that do; as
+            :func:`check_settings` and :func:`check_deviations`.
     """
     if training and "optimizer_states" not in checkpoint:
         raise UserError(
@@ -96,6 +143,8 @@ def check_network(checkpoint: Mapping[str, Any], model: Any, *, training: bool) 
             "use the .ckpt beside the .weights.ckpt"
         )
     saved, present = checkpoint["hyper_parameters"], model.hparams
+    check_settings(saved)
+    check_deviations(checkpoint, (), training=training)
     saved_state, state = checkpoint["state_dict"], model.state_dict()
     found = network_differences(saved, present)
     if not training:
@@ -109,21 +158,6 @@ def check_network(checkpoint: Mapping[str, Any], model: Any, *, training: bool) 
             f"the checkpoint is of another network: {'; '.join(found.values())}; "
             "use the settings it was trained with, or start afresh in another run_dir"
         )
-
-
-def settings_since(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """Settings of ``present`` that there were not yet when ``saved`` was written, each with its value.
-
-    Args: as for :func:`network_differences`.
-    """
-    found = []
-    for section, values in present.items():
-        if section not in saved:
-            found.append(f"model.{section} {values}")
-        elif isinstance(values, Mapping) and isinstance(saved[section], Mapping):
-            new = [key for key in values if key not in saved[section]]
-            found += [f"model.{section}.{key} {values[key]}" for key in new]
-    return found
 
 
 def check_levels(encoder: TaskEncoderConfig | None, vae: MacroVAEConfig | None, ppo: PPOConfig) -> None:

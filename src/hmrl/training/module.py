@@ -39,7 +39,13 @@ from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.rollouts.stream import Batch
 from hmrl.system.distributed import exceeds, gather, rank_and_world_size, share_of, sum_over_ranks
 from hmrl.system.errors import SharedError
-from hmrl.training.compatibility import check_levels, check_network, check_rollout, check_training, completed
+from hmrl.training.compatibility import (
+    check_deviations,
+    check_levels,
+    check_network,
+    check_rollout,
+    check_training,
+)
 from hmrl.types import Acting, Metrics, Rollout, Trajectories
 
 _STREAM = 1  # of the random numbers used in learning; the data module has its own
@@ -101,11 +107,11 @@ class HierarchicalMetaRL(pl.LightningModule):
         self.training_seed: int | None = None  # of the checkpoint that is evaluated
         self.training_git: dict[str, Any] | None = None  # the source that trained it
         self.training_hparams: Mapping[str, Any] | None = None  # its own
-        encoder, vae = completed("task_encoder", task_encoder), completed("macro_vae", macro_vae)
-        self.encoder_config = as_config(TaskEncoderConfig, encoder) if encoder else None
-        self.vae_config = as_config(MacroVAEConfig, vae) if vae else None
+        self._loaded: Mapping[str, Any] | None = None  # what check_deviations must know of it
+        self.encoder_config = as_config(TaskEncoderConfig, task_encoder) if task_encoder else None
+        self.vae_config = as_config(MacroVAEConfig, macro_vae) if macro_vae else None
         self.network_config = as_config(ActorCriticConfig, actor_critic)
-        self.ppo = as_config(PPOConfig, completed("ppo", ppo))
+        self.ppo = as_config(PPOConfig, ppo)
         self.acting = as_config(Acting, acting)
         self.gradients: Gradients = gradients
         ppo_of = {"actor": self.ppo.actor_lr, "critic": self.ppo.critic_lr}
@@ -326,6 +332,15 @@ class HierarchicalMetaRL(pl.LightningModule):
 
     test_step = validation_step
 
+    def on_fit_start(self) -> None:
+        """Refuse what :func:`check_deviations` refuses, however the weights were loaded."""
+        if self._loaded:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            modes = data.modes if data else {}
+            check_deviations(self._loaded, modes.values(), training=self.trainer.state.fn == "fit")
+
+    on_validation_start = on_test_start = on_fit_start
+
     def on_train_start(self) -> None:
         """A resumed run learns at the rates it is given, not at those of the checkpoint."""
         for level, chosen in self._settings.items():
@@ -343,6 +358,7 @@ class HierarchicalMetaRL(pl.LightningModule):
             own = {k: v for k, v in self.state_dict().items() if k.startswith("reward_scaler.")}
             checkpoint["state_dict"] |= own  # it is about training families, and only to learn from
         check_network(checkpoint, self, training=training)
+        self._loaded = {key: checkpoint[key] for key in ("format", "hyper_parameters") if key in checkpoint}
         self.training_seed = checkpoint["hyper_parameters"]["seed"]
         self.training_git = checkpoint.get("git")
         self.training_hparams = None if training else checkpoint["hyper_parameters"]

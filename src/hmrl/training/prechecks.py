@@ -25,7 +25,7 @@ _TRAINER: dict[str, tuple[Callable[[Any], bool], str]] = {
         "null: it counts the run's whole life, so that a run that is continued would end at once; start hmrl "
         "with timeout -s TERM, or let SLURM send a signal (#SBATCH --signal)",
     ),
-    "fast_dev_run": (lambda x: not x, "false: try configs/smoke.yaml instead"),
+    "fast_dev_run": (lambda x: not x, "false: try --config smoke instead"),
     "overfit_batches": (lambda x: not x, "0: fix goals with data.goals_per_family instead"),
     "limit_train_batches": (lambda x: x in (None, 1), "null: an iteration is a single batch"),
     "limit_val_batches": (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from hmrl.system.errors import UserError
-from hmrl.training.compatibility import network_differences, settings_since
+from hmrl.training.checkpoint import FORMAT
+from hmrl.training.compatibility import check_deviations, check_settings, network_differences
 from hmrl.types import Acting
 from support.agents import build_module, encoder_config, fit, iteration_batch, random_rollout, vae_config
 
@@ -17,37 +19,61 @@ def hparams(**changes: Any) -> dict[str, Any]:
     return dict(build_module(encoder, vae_config(), **changes).hparams)
 
 
-def test_a_checkpoint_from_before_a_setting_counts_as_its_old_value() -> None:
+def test_a_checkpoint_with_other_settings_is_refused() -> None:
+    check_settings(hparams())
     saved = hparams()
-    for name in ("macro_interval", "gradients"):
-        del saved[name]
-    before = ("belief", "variables", "reward_embedding", "context_reward", "reward_coef")
-    saved["task_encoder"] = {
-        k: v
-        for k, v in saved["task_encoder"].items()
-        if k not in (*before, "latent", "decoder_hidden", "mixture_coef")
-    }
-    assert network_differences(saved, hparams()) == {}
-    assert list(network_differences(saved, hparams(macro_interval=2))) == ["model.macro_interval"]
+    del saved["gradients"]
+    saved["ppo"] = {k: v for k, v in saved["ppo"].items() if k != "latents"} | {"clipp": 0.1}
+    said = r"it lacks model\.gradients, lacks model\.ppo\.latents, has model\.ppo\.clipp"
+    with pytest.raises(UserError, match=said):
+        check_settings(saved)
+    saved = hparams()
+    saved["macro_vae"] = None
+    check_settings(saved)
+
+
+def test_networks_differ_by_what_shapes_them() -> None:
     changed = {"variables": 2, "reward_embedding": 2, "context_reward": "log", "reward_coef": 1.0}
     names = [f"model.task_encoder.{name}" for name in changed]
-    assert sorted(network_differences(saved, hparams(encoder=changed))) == sorted(names)
+    assert sorted(network_differences(hparams(), hparams(encoder=changed))) == sorted(names)
+    assert list(network_differences(hparams(), hparams(macro_interval=2))) == ["model.macro_interval"]
     mixture = {"belief": "mixture", "categorical_coef": 0.0}
-    assert "model.task_encoder.belief" in network_differences(saved, hparams(encoder=mixture))
+    assert "model.task_encoder.belief" in network_differences(hparams(), hparams(encoder=mixture))
 
 
-def test_settings_that_a_checkpoint_did_not_have_are_named() -> None:
-    saved, present = hparams(), hparams(ppo={"latents": "acted"})
-    assert settings_since(saved, present) == []
-    saved["ppo"] = {k: v for k, v in saved["ppo"].items() if k != "latents"}
-    del saved["gradients"]
-    assert settings_since(saved, present) == ["model.gradients isolated", "model.ppo.latents acted"]
-    saved["task_encoder"] = None
-    assert len(settings_since(saved, present)) == 2  # another network, which is refused elsewhere
+MEANS = Acting()
+
+
+@pytest.mark.parametrize(
+    ("settings", "acting", "training", "said"),
+    [
+        ({}, MEANS, False, None),
+        ({}, MEANS, True, "training goes on from it"),
+        ({}, Acting(macro_action="sample"), False, "z is sampled"),
+        ({"vae": None}, Acting(macro_action="sample"), False, None),
+        (
+            {"encoder": {"belief": "mixture", "categorical_coef": 0.0}},
+            MEANS,
+            False,
+            "its belief is a mixture",
+        ),
+        ({"network": {"state_dependent_std": True}}, MEANS, False, "actions are sampled"),
+        ({"network": {"state_dependent_std": True}}, Acting(action="mean"), False, None),
+    ],
+)
+def test_clamped_deviations_are_another_agents(
+    settings: dict[str, Any], acting: Acting, training: bool, said: str | None
+) -> None:
+    saved = hparams(encoder=settings.get("encoder", {}))
+    saved["macro_vae"] = settings.get("vae", saved["macro_vae"])
+    saved["actor_critic"] = saved["actor_critic"] | settings.get("network", {})
+    check_deviations({"hyper_parameters": saved, "format": FORMAT}, [acting], training=training)
+    for old in ({}, {"format": 1}):
+        with pytest.raises(UserError, match=said) if said else nullcontext():
+            check_deviations({"hyper_parameters": saved, **old}, [acting], training=training)
 
 
 def test_an_agent_that_draws_can_be_built_but_not_trained_on_renewed_latents() -> None:
-    """As one from a checkpoint of before the setting is, to be evaluated."""
     module = build_module(encoder_config(), vae_config(), acting=Acting(macro_action="sample"))
     with pytest.raises(UserError, match=r"z as sample, .* set model.ppo.latents to acted"):
         fit(module, [iteration_batch(random_rollout())])
