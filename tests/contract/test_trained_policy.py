@@ -18,7 +18,7 @@ from hmrl.types import Acting, Rollout, Split
 
 pytestmark = [pytest.mark.slow, pytest.mark.simulator]
 
-WEIGHTS = Path(__file__).parents[2] / "results/ml10-2m/agent.weights.ckpt"
+WEIGHTS = Path(__file__).parents[2] / "results/ml10-20m/default/agent.weights.ckpt"
 ML10 = benchmark("ML10")
 ROUNDS, ENVS = {"envpool": 1, "metaworld": 4}, {"envpool": 8, "metaworld": 2}  # 8 goals a family on either
 # Rewards before success differ there (see test_backends_agree), and rewards are what the agent remembers.

@@ -33,7 +33,7 @@ def _row(run: Run, result: Result | None) -> list[str]:
         f"`{result.checkpoint}`" if result.checkpoint else NOTHING,
         f"{result.env_steps:,}",
         result.revision or "unknown",
-        f"{result.wall_time_s:,.0f} s",
+        NOTHING if result.wall_time_s is None else f"{result.wall_time_s:,.0f} s",
     ]
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import numpy as np
 
 from hmrl.results.methods import Method
-from hmrl.results.reading import SPLITS
+from hmrl.results.reading import SPLITS, Run
 from hmrl.results.statistics import Estimate, estimate
 from hmrl.results.tables import NOTHING, cell, markdown
-from hmrl.system.errors import UserError
 
 LATENTS = (
     "Of the agents that were tested, ten episodes a family, sampled actions; means over families. Decoder "
@@ -47,13 +42,13 @@ def latents_table(methods: Sequence[Method]) -> str:
     """Belief and macro-action, a row a method and split; empty if no run has anything."""
     rows = []
     for method in methods:
-        found = [_read(run.path / "latents" / "latents.json") for run in method.runs]
         for split in SPLITS:
-            numbers = [_numbers(content[split]) for content in found if split in content]
+            found = [_of_split(run, split) for run in method.runs]
+            numbers = [each for each in found if each.keys() & {*_LATENT_COLUMNS.values()}]
             if numbers:
                 cells = [cell(_estimate(numbers, name)) for name in _LATENT_COLUMNS.values()]
                 rows.append([method.title, split, str(len(numbers)), *cells])
-    pooled = [m.title for m in methods if any(_is_pooled(run.path) for run in m.runs)]
+    pooled = [m.title for m in methods if any((s, "pooled") in run.numbers for run in m.runs for s in SPLITS)]
     said = f"\nCorrelation and agreements are pooled over families, not means: {', '.join(pooled)}.\n"
     kept = [i for i in range(3 + len(_LATENT_COLUMNS)) if any(row[i] != NOTHING for row in rows)]
     header = ["method", "families", "seeds", *_LATENT_COLUMNS]
@@ -61,58 +56,25 @@ def latents_table(methods: Sequence[Method]) -> str:
     return table + (said if pooled else "")
 
 
-def _is_pooled(run: Path) -> bool:
-    """Whether a run's numbers on z are of before they were means over families."""
-    found = _read(run / "latents" / "latents.json")
-    return any("correlation" in found[s] and "over_families" not in found[s] for s in SPLITS if s in found)
-
-
 def forgetting_table(methods: Sequence[Method]) -> str:
     """What was left after a curriculum's last block, a row a method; empty if no run has anything."""
     rows = []
+    names = [f"forgetting/{name}" for name in ("success", "backward_transfer", "forgetting")]
     for method in methods:
-        found = (_read(run.path / "forgetting.json").get("blocks") for run in method.runs)
-        curricula = [blocks for blocks in found if blocks]
-        numbers = [
-            {
-                "success": fmean(blocks[-1]["success"]["train"].values()),
-                **{k: fmean(v.values()) for k in ("forgetting", "backward_transfer") if (v := blocks[-1][k])},
-            }
-            for blocks in curricula
-        ]
+        found = [_of_split(run, "train") for run in method.runs]
+        numbers = [each for each in found if "forgetting/blocks" in each]
         if numbers:
-            lengths = "–".join(map(str, sorted({len(blocks) for blocks in curricula})))
-            names = ("success", "backward_transfer", "forgetting")
+            lengths = "–".join(f"{n:g}" for n in sorted({each["forgetting/blocks"] for each in numbers}))
             cells = [cell(_estimate(numbers, name)) for name in names]
             rows.append([method.title, str(len(numbers)), lengths, *cells])
     header = ["method", "seeds", "blocks", "success", "backward transfer", "forgetting"]
     return markdown(header, rows) if rows else ""
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Contents of a JSON file, or nothing where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
-    return content
-
-
-def _numbers(split: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of one split of ``latents.json`` by the names of :data:`_LATENT_COLUMNS`."""
-    numbers = {f"probe/{name}": value for name, value in (split.get("probe") or {}).items()}
-    for name in ("decoder_error", "decoder_error_without_z"):
-        if name in split:
-            each = [error for family, error in split[name].items() if family != "all"]
-            numbers[name] = fmean(each or split[name].values())  # "all" was pooled once
-    if "correlation" in split:
-        numbers["correlation"] = fmean(split["correlation"])
-    numbers |= {name: split[name] for name in ("agreement", "agreement_by_chance") if name in split}
-    return numbers
+def _of_split(run: Run, split: str) -> dict[str, float]:
+    return {name: value for (of, name), value in run.numbers.items() if of == split}
 
 
 def _estimate(numbers: Sequence[Mapping[str, float]], name: str) -> Estimate | None:
-    values = [found[name] for found in numbers if found.get(name) is not None]
+    values = [found[name] for found in numbers if name in found]
     return estimate(np.array(values)) if values else None

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 SPLITS: tuple[Split, Split] = ("train", "test")
+OFFICIAL = "official"
 ROLES = {"expert": "ceiling", "random": "floor"}  # agents that are no method; anything else is one
 _SEED = re.compile(r"(?:^|-)seed(\d+)$")
 _CONFIGURED_SEED = re.compile(r"^seed_everything: (\d+)$", re.MULTILINE)
@@ -34,6 +36,10 @@ class Score(NamedTuple):
     success: float
     low: float | None
     high: float | None
+    episodes: int | None = None  # as many as were scored
+
+
+Scores = Mapping[str, Mapping[str, Mapping[str, Score]]]  # mode -> split -> family, "mean" or "official"
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,14 @@ class Result:
         evaluation_seed: of the goals.
         protocol: its parameters; ``name`` is the one to quote.
         env_steps: of training.
-        scores: split -> family, or "mean" -> score.
-        official: split -> Meta-World's own success rate; empty unless the protocol is Meta-World's.
+        modes: scores of every way of acting, with Meta-World's own number as family ``official``.
+        mode: the way of acting to report.
         differs: what was otherwise than in training, in words.
         checkpoint: what was evaluated, if anything was loaded.
-        revision: of the source, with a mark if it was modified; None if unknown.
+        revision: of the source that evaluated, with a mark if it was modified; None if unknown.
+        training_revision: likewise of what trained.
         packages: name -> version, None if not installed; Python among them.
-        wall_time_s: of the evaluation.
+        wall_time_s: of the evaluation; None if unknown.
     """
 
     path: Path
@@ -62,13 +69,28 @@ class Result:
     evaluation_seed: int
     protocol: Mapping[str, Any]
     env_steps: int
-    scores: Mapping[str, Mapping[str, Score]]
-    official: Mapping[str, float]
+    modes: Scores
+    mode: str
     differs: tuple[str, ...]
     checkpoint: str | None
     revision: str | None
+    training_revision: str | None
     packages: Mapping[str, str | None]
-    wall_time_s: float
+    wall_time_s: float | None
+
+    @property
+    def scores(self) -> dict[str, dict[str, Score]]:
+        """Split -> family, or "mean" -> score, in the mode to report."""
+        return {
+            split: {family: score for family, score in scores.items() if family != OFFICIAL}
+            for split, scores in self.modes[self.mode].items()
+        }
+
+    @property
+    def official(self) -> dict[str, float]:
+        """Split -> Meta-World's own success rate; empty unless the protocol is Meta-World's."""
+        found = self.modes[self.mode]
+        return {split: scores[OFFICIAL].success for split, scores in found.items() if OFFICIAL in scores}
 
     def families(self, split: Split) -> tuple[str, ...]:
         """In the file's order."""
@@ -88,11 +110,12 @@ class Run:
 
     Args:
         label: of its method.
-        path: the directory as it was given.
+        path: the directory as it was given, or the study's folder.
         seed: of training.
         metrics: name -> series; empty for what was not trained.
         results: protocol's name -> results.
         latents: pictures made of this run's agent.
+        numbers: (split, name) -> what ``latents.json`` and ``forgetting.json`` say, a number each.
     """
 
     label: str
@@ -101,6 +124,7 @@ class Run:
     metrics: Mapping[str, Series]
     results: Mapping[str, Result]
     latents: tuple[Path, ...]
+    numbers: Mapping[tuple[str, str], float]
 
     @property
     def agent(self) -> str:
@@ -146,7 +170,8 @@ def read_run(argument: str, mode: str) -> Run:
     name = path.resolve().name
     default = _SEED.sub("", name) or path.resolve().parent.name
     latents = tuple(sorted((path / "latents").glob("*.png")))
-    return Run(label or default, path, _seed(path, results), metrics, results, latents)
+    numbers = _latent_numbers(path / "latents" / "latents.json") | _forgetting(path / "forgetting.json")
+    return Run(label or default, path, _seed(path, results), metrics, results, latents, numbers)
 
 
 def _seed(path: Path, results: Mapping[str, Result]) -> int:
@@ -205,7 +230,7 @@ def read_result(path: Path, mode: str) -> Result:
                 f"{path} has schema {content.get('schema')}, but this report reads schema {SCHEMA}: "
                 "write it anew with hmrl test"
             )
-        git, copies = content["git"], _are_copies(content, mode)
+        modes = _modes(content)
         return Result(
             path=path,
             agent=content["agent"],
@@ -213,26 +238,16 @@ def read_result(path: Path, mode: str) -> Result:
             evaluation_seed=content.get("evaluation_seed", content["seed"]),
             protocol={**content["protocol"], "horizon": content["data"]["horizon"]},
             env_steps=content["env_steps"],
-            scores={
-                split: {
-                    family: Score(
-                        score["success"], *(None, None) if copies else (score["low"], score["high"])
-                    )
-                    for family, score in _of_mode(modes, mode, content["agent"], path).items()
-                }
-                for split, modes in content["scores"].items()
-            },
-            official={
-                split: _of_mode(modes, mode, content["agent"], path)["success"]
-                for split, modes in (content["official"] or {}).items()
-            },
+            modes=modes,
+            mode=mode_to_report(modes, mode, content["agent"], path),
             differs=tuple(
                 f"{what}: {words}"
                 for what, words in (content.get("differs_from_training") or {}).items()
                 if what in (mode, "train families")
             ),
             checkpoint=content["checkpoint"],
-            revision=git and git["revision"] + (" (modified)" if git["modified"] else ""),
+            revision=_revision(content["git"]),
+            training_revision=_revision(content.get("training_git")),
             packages={"python": content["python"], **content["packages"]},
             wall_time_s=content["wall_time_s"],
         )
@@ -244,6 +259,10 @@ def read_result(path: Path, mode: str) -> Result:
         raise UserError(f"{path} is no results file of schema {SCHEMA}: {error}") from error
 
 
+def _revision(git: Mapping[str, Any] | None) -> str | None:
+    return git["revision"] + (" (modified)" if git["modified"] else "") if git else None
+
+
 def _are_copies(content: Mapping[str, Any], mode: str) -> bool:
     """Whether each family's episodes are one and its copies: files of before gave these an interval, too."""
     if content["protocol"].get("goals_per_family") != 1:
@@ -253,10 +272,76 @@ def _are_copies(content: Mapping[str, Any], mode: str) -> bool:
     return bool(returns) and all(np.allclose(each, each[0], rtol=1e-6) for each in returns)
 
 
-def _of_mode(modes: Mapping[str, Any], mode: str, agent: str, path: Path) -> dict[str, Any]:
+def _modes(content: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Score]]]:
+    found: dict[str, dict[str, dict[str, Score]]] = {}
+    for split, modes in content["scores"].items():
+        for mode, families in modes.items():
+            copies = _are_copies(content, mode)
+            found.setdefault(mode, {})[split] = {
+                family: Score(
+                    score["success"],
+                    None if copies else score["low"],
+                    None if copies else score["high"],
+                    score.get("episodes"),
+                )
+                for family, score in families.items()
+            }
+    for split, modes in (content["official"] or {}).items():
+        for mode, score in modes.items():
+            found[mode][split][OFFICIAL] = Score(score["success"], None, None)
+    return found
+
+
+def mode_to_report(modes: Scores, mode: str, agent: str, path: Path) -> str:
+    """The mode itself; of an agent that is no policy and has one way of acting only, that one.
+
+    Raises:
+        UserError: if there is no such mode, or a split lacks it.
+    """
     if mode not in modes and agent in ROLES and len(modes) == 1:
         mode = next(iter(modes))
-    if mode not in modes:
+    splits = {split for scores in modes.values() for split in scores}
+    if mode not in modes or set(modes[mode]) != splits:
         raise UserError(f"{path} has no mode {mode!r}: use --mode with one of {', '.join(modes)}")
-    found: dict[str, Any] = modes[mode]
+    return mode
+
+
+def _latent_numbers(path: Path) -> dict[tuple[str, str], float]:
+    """Means over families; ``pooled`` marks those whose correlation and agreement are pooled over them."""
+    found: dict[tuple[str, str], float] = {}
+    for split in SPLITS:
+        if not (content := _read(path).get(split)):
+            continue
+        numbers = {f"probe/{name}": value for name, value in (content.get("probe") or {}).items()}
+        for name in ("decoder_error", "decoder_error_without_z"):
+            if name in content:
+                each = [error for family, error in content[name].items() if family != "all"]
+                numbers[name] = fmean(each or content[name].values())  # "all" was pooled once
+        if "correlation" in content:
+            numbers["correlation"] = fmean(content["correlation"])
+            if "over_families" not in content:
+                numbers["pooled"] = 1.0
+        numbers |= {name: content[name] for name in ("agreement", "agreement_by_chance") if name in content}
+        found |= {(split, name): value for name, value in numbers.items() if value is not None}
     return found
+
+
+def _forgetting(path: Path) -> dict[tuple[str, str], float]:
+    """Means over train families after the last block, under names ``forgetting/...``."""
+    if not (blocks := _read(path).get("blocks")):
+        return {}
+    last = blocks[-1]
+    numbers = {"blocks": float(len(blocks)), "success": fmean(last["success"]["train"].values())}
+    numbers |= {k: fmean(v.values()) for k in ("forgetting", "backward_transfer") if (v := last[k])}
+    return {("train", f"forgetting/{name}"): value for name, value in numbers.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Contents of a JSON file, or nothing where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    return content
