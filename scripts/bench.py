@@ -160,7 +160,7 @@ def training(
         ppo={"gamma": gamma},  # type: ignore[arg-type]
     )
     watch = Stopwatch()
-    watch.time(data._collector, "draw")  # and not data.collect, which the evaluation at the end uses, too
+    watch.time(data._collector, "draw")
     for part in ("training_step", "_update_task_encoder", "_update_macro_vae", "_update_actor_critic"):
         watch.time(model, part)
     steps = len(data.families) * each * HORIZON

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from hmrl.training.callbacks import Forgetting, Latents, Video
     from hmrl.training.curriculum import CurriculumConfig
     from hmrl.training.datamodule import MetaWorldDataModule
+    from hmrl.training.loggers import WandbConfig
     from hmrl.training.module import HierarchicalMetaRL
     from hmrl.training.trainer import make_trainer
-    from hmrl.training.wandb_logger import WandbConfig
     from hmrl.types import Acting, EnvStep
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ _HOMES = {
     "training.datamodule": ("MetaWorldDataModule",),
     "training.module": ("HierarchicalMetaRL",),
     "training.trainer": ("make_trainer",),
-    "training.wandb_logger": ("WandbConfig",),
+    "training.loggers": ("WandbConfig",),
     "types": ("Acting", "EnvStep"),
 }
 

@@ -114,9 +114,14 @@ def test_only_the_reference_simulator_has_a_number_of_fixed_goals() -> None:
     assert benchmark("GridWorld").fixed_goals("gridworld") is None
 
 
+class RandomPolicy(RandomAgent):
+    def is_random(self, acting: Acting) -> bool:
+        return True
+
+
 def _attached(data: MetaWorldDataModule) -> MetaWorldDataModule:
     """The data module as inside a trainer whose module acts at random."""
-    module = SimpleNamespace(policy=RandomAgent(), acting=Acting(), iteration=0)
+    module = SimpleNamespace(policy=RandomPolicy(), acting=Acting(), iteration=0)
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
     return data
 

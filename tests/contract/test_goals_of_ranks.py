@@ -17,6 +17,7 @@ import pytest
 
 import hmrl.envs.metaworld
 import hmrl.evaluation.evaluator
+import hmrl.rollouts.collector
 import hmrl.training.datamodule
 from hmrl.envs import Backend
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM
@@ -34,6 +35,7 @@ Use = tuple[str, str, int]  # split, mode and episode
 @dataclass
 class NoRollout:
     goal: Any = None
+    distinct: int | None = None
 
 
 class Pool:
@@ -88,8 +90,9 @@ def goals_met(
     monkeypatch.setattr(envpool, "make", Pool)
     monkeypatch.setattr(hmrl.envs.metaworld, "GoalEnv", Simulator)
     monkeypatch.setattr(hmrl.envs.metaworld, "_benchmark_tasks", lambda *_: tasks)
-    monkeypatch.setattr(hmrl.training.datamodule, "collect", collect)
-    for module_of_hmrl in (hmrl.training.datamodule, hmrl.evaluation.evaluator):
+    for module_of_hmrl in (hmrl.rollouts.collector, hmrl.evaluation.evaluator):
+        monkeypatch.setattr(module_of_hmrl, "collect", collect)
+    for module_of_hmrl in (hmrl.training.datamodule, hmrl.rollouts.collector, hmrl.evaluation.evaluator):
         monkeypatch.setattr(module_of_hmrl, "rank_and_world_size", lambda: (rank, world_size))
 
     evaluation = EvaluationConfig(2 * ENVS, ENVS)
@@ -101,9 +104,11 @@ def goals_met(
         test=evaluation,
         modes={"sampled": Acting()},
     )
-    module = SimpleNamespace(policy=None, acting=Acting(), stage="train")
+    module = SimpleNamespace(
+        policy=SimpleNamespace(is_random=lambda acting: True), acting=Acting(), stage="train"
+    )
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
-    data.replay = SimpleNamespace(append=lambda _: None, size=1)  # type: ignore[assignment]
+    monkeypatch.setattr(data.replay, "append", lambda _: None)
     for iteration in ITERATIONS:
         module.iteration = iteration
         list(data.train_dataloader())

@@ -21,8 +21,8 @@ from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.himeta.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.system.errors import UserError
 from hmrl.training.callbacks import LastCheckpoint
-from hmrl.training.csv_logger import ContinuedCSVLogger
 from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.loggers import ContinuedCSVLogger
 from hmrl.types import Acting
 from support.paths import TINY, environment
 from support.runs import Run, assert_same, fit, fit_iterations, learning_state, read_rows

@@ -34,7 +34,7 @@ def belief_panels(belief: Mapping[str, FloatArray], success_step: Mapping[str, i
     """
     rows = ceil(len(belief) / _COLUMNS)
     columns = min(len(belief), _COLUMNS)
-    figure = _figure(2.4 * columns + 1, 1.6 * rows + 0.8)
+    figure = blank(2.4 * columns + 1, 1.6 * rows + 0.8)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     image: Any = None
     for i, ax in enumerate(axes.flat):
@@ -73,7 +73,7 @@ def displacement_scatter(
         correlation: by split, of each axis, as a title.
     """
     dims = next(iter(macro_action.values())).shape[1]
-    figure = _figure(2.6 * dims + 0.6, 2.4 * len(macro_action) + 0.6)
+    figure = blank(2.6 * dims + 0.6, 2.4 * len(macro_action) + 0.6)
     axes = figure.subplots(len(macro_action), dims, sharex=True, sharey="col", squeeze=False)
     for row, (split, z) in zip(axes, macro_action.items(), strict=True):
         every = max(1, ceil(len(z) / _POINTS))
@@ -103,7 +103,7 @@ def decoder_bars(
         uninformed: the same given the average z.
     """
     names = [(split, family) for split, errors in informed.items() for family in errors]
-    figure = _figure(0.45 * len(names) + 2, 3.6)
+    figure = blank(0.45 * len(names) + 2, 3.6)
     ax = figure.subplots()
     for split in informed:
         at = [i for i, (s, _) in enumerate(names) if s == split]
@@ -128,7 +128,7 @@ def probe_bars(accuracy: Mapping[str, Mapping[str, float]]) -> Figure:
         accuracy: split -> features -> balanced accuracy; "chance" among the features is the line.
     """
     features = [name for name in next(iter(accuracy.values())) if name != "chance"]
-    figure = _figure(1.1 * len(features) + 1.6, 3.2)
+    figure = blank(1.1 * len(features) + 1.6, 3.2)
     ax = figure.subplots()
     width = 0.8 / len(accuracy)
     for n, (split, values) in enumerate(accuracy.items()):
@@ -147,7 +147,8 @@ def probe_bars(accuracy: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -38,6 +38,7 @@ from hmrl.training.callbacks import (
 )
 from hmrl.training.compatibility import check_deviations, check_network, check_rollout, check_settings
 from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.loggers import WandbConfig, loggers
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.training.prechecks import (
     check_best,
@@ -56,8 +57,7 @@ from hmrl.training.run_directory import (
     newest_checkpoint,
     was_requeued,
 )
-from hmrl.training.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, fixed_options, hide_bar, loggers
-from hmrl.training.wandb_logger import WandbConfig
+from hmrl.training.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, fixed_options, hide_bar
 
 _FROM_DATA = ("families", "observation_dim", "action_dim", "ego_indices")
 _PARTIAL = ("fast_dev_run", "limit_val_batches")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hmrl.envs import Benchmark
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, metaworld_name
-from hmrl.evaluation.baselines import choose_agent
-from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig
+from hmrl.evaluation.baselines import AgentName, choose_agent
+from hmrl.evaluation.protocols import TrialConfig
 from hmrl.evaluation.recorded import RecordedEnvs, make_trial_envs
 from hmrl.rollouts.collect import few_threads, require_finite, where_it_is_faster
 from hmrl.types import Acting, Agent, Carry, FloatArray, Outcomes, Split
@@ -137,10 +137,11 @@ class Trials:
 @torch.no_grad()
 def evaluate_trials(
     policy: Agent,
-    config: EvaluationConfig,
+    name: AgentName,
     trials: TrialConfig,
     bench: Benchmark,
     *,
+    asynchronous: bool,
     seed: int,
     horizon: int,
     acting: Acting,
@@ -150,7 +151,9 @@ def evaluate_trials(
     """Meta-World's ``metalearning_evaluation`` on one split.
 
     Args:
-        policy: the trained agent; ``config.agent`` may choose another one.
+        policy: the trained agent.
+        name: who acts, it or one that it is compared with.
+        asynchronous: a process an environment.
         seed: of the benchmark's goals.
         horizon: simulator steps of an episode.
         mode: label.
@@ -165,10 +168,10 @@ def evaluate_trials(
         batch=trials.batch(len(families)),
         tasks_per_family=trials.total_tasks_per_cls,
         horizon=horizon,
-        asynchronous=config.backend == "metaworld_async",
-        goal_visible=config.agent == "expert",
+        asynchronous=asynchronous,
+        goal_visible=name == "expert",
     )
-    agent = choose_agent(config.agent, policy, envs.families, bench.world)
+    agent = choose_agent(name, policy, envs.families, bench.world)
     try:
         with few_threads(len(envs.families)):
             success, mean_return, by_family = metalearning_evaluation(

@@ -2,63 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from hmrl.envs.benchmarks import Goals
+from hmrl.rollouts.collect import collect, seeded
+from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.rollouts.stream import Batch
-from hmrl.system.distributed import together
+from hmrl.system.distributed import rank_and_world_size, together
 from hmrl.system.memory import give_back_memory
-from hmrl.types import Rollout, TaskEnvs
+from hmrl.types import Acting, Agent, TaskEnvs
 
 
 class Collector:
     """Owns the environments of training.
 
     Args:
-        data: the data module, whose environments, schedule, replay and seed are used.
-        stream: number of training's stream of goals and of random numbers.
+        build: makes this rank's environments of the families that it is given.
+        replay: where each rollout goes.
+        families: all training families; rollouts index them.
+        seed, stream: of acting.
+        episodes: of a trial.
     """
 
-    def __init__(self, data: Any, stream: int) -> None:
-        self._data, self._stream = data, stream
+    def __init__(
+        self,
+        build: Callable[[Sequence[str]], TaskEnvs],
+        replay: TrajectoryReplay,
+        families: Sequence[str],
+        *,
+        seed: int,
+        stream: int,
+        episodes: int,
+    ) -> None:
+        self._build, self._replay, self._families = build, replay, families
+        self._seed, self._stream, self._episodes = seed, stream, episodes
         self._envs: TaskEnvs | None = None
+        self._built_for: tuple[str, ...] = ()
 
-    def draw(self) -> Batch:
-        """Collective. One trial in every environment, with the weights that the last iteration left."""
+    def draw(self, agent: Agent, acting: Acting, trial: int, families: Sequence[str]) -> Batch:
+        """Collective. One trial in every environment.
+
+        Args:
+            agent, acting: who acts, and how.
+            trial: its number, by which goals and actions are drawn.
+            families: those whose turn it is; environments of others are closed.
+        """
         give_back_memory()
-        data = self._data
-        iteration = int(data.module.iteration)  # the trial's number, too: it resumes with the weights
+        rank, _ = rank_and_world_size()
         with together():
-            rollout: Rollout = data.collect(
-                self._current_envs(),
-                data.module.policy,
-                (self._stream, iteration),
-                "train",
-                episode=iteration,
-                episodes=data.episodes_per_trial,
-                acting=data.module.acting,
-                mode="training",
-            )
-            data.replay.append(rollout)
-        return Batch(rollout, data.replay)
-
-    def _current_envs(self) -> TaskEnvs:
-        """Those of the curriculum's block: others are closed where it begins."""
-        data, schedule = self._data, self._data.schedule
-        families, options = data.families, data.shown_to("policy")
-        if schedule:
-            done = int(data.module.env_steps)
-            families = schedule.blocks[schedule.number(done)]
-            options["families"] = families
-            if self._envs is not None and set(self._envs.families) != set(families):
+            if self._envs is None or self._built_for != tuple(families):
                 self.close()
-            if data.curriculum.clear_replay and schedule.begins(done):
-                data.replay.clear()
-        if self._envs is None:
-            goals = Goals("train", data.seed, data.goals_per_family, self._stream, data.episodes_per_trial)
-            each = len(data.families) * data.envs_per_family // len(families)
-            self._envs = data.seen_envs(data.backend, goals, each, data.perturbation, self._stream, **options)
-        return self._envs
+                self._envs, self._built_for = self._build(families), tuple(families)
+            with seeded(self._seed, self._stream, rank, trial):
+                rollout = collect(
+                    self._envs,
+                    agent,
+                    episode=trial,
+                    acting=acting,
+                    families=self._families,
+                    split="train",
+                    mode="training",
+                    episodes=self._episodes,
+                )
+            self._replay.append(rollout)
+        return Batch(rollout, self._replay)
 
     def close(self) -> None:
         """Free the simulators."""

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol, cast
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from hmrl.envs import Backend, Benchmark, benchmark, make_envs
 from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals
 from hmrl.envs.wrappers.perturb import Perturbation, sensors_of
 from hmrl.envs.wrappers.shown import as_seen
-from hmrl.evaluation.evaluator import Evaluator
+from hmrl.evaluation.evaluator import Evaluation, Evaluator
 from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig, default_modes
 from hmrl.himeta.config import as_config
-from hmrl.rollouts.collect import collect, seeded
+from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.rollouts.collector import Collector
 from hmrl.rollouts.replay import TrajectoryReplay, check_capacity, deal
 from hmrl.rollouts.stream import Batch, RolloutStream
 from hmrl.system.distributed import gather, rank_and_world_size, share_of
 from hmrl.system.errors import UserError
 from hmrl.system.memory import keep_heaps_small
-from hmrl.training.curriculum import CurriculumConfig
-from hmrl.types import Acting, Agent, Rollout, Split, TaskEnvs
+from hmrl.training.curriculum import CurriculumConfig, Schedule
+from hmrl.types import Acting, Split, TaskEnvs
 
 # Independent streams of goals and of random numbers: what is drawn in one never depends on another.
 # Learning (hmrl.training.module) has stream 1.
 _TRAIN, _VALIDATION, _TEST = 0, 2, 3
+
+
+class Learner(Protocol):
+    """Of the module that is trained: who acts, how in training, and how far training has come."""
+
+    policy: HierarchicalPolicy
+    acting: Acting
+    iteration: Tensor
+    env_steps: Tensor
 
 
 class MetaWorldDataModule(pl.LightningDataModule):
@@ -107,9 +117,10 @@ class MetaWorldDataModule(pl.LightningDataModule):
         self.perturbation.check("data.perturbation")
         self.sensors = sensors_of(self.benchmark.world.observation_dim)
         self.curriculum = None if curriculum is None else as_config(CurriculumConfig, curriculum)
-        self.schedule = self.curriculum and self.curriculum.schedule(
-            self.families, envs_per_family, self.horizon * episodes_per_trial
-        )
+        self.schedule: Schedule | None = None
+        if self.curriculum:
+            steps = horizon * episodes_per_trial
+            self.schedule = self.curriculum.schedule(self.families, envs_per_family, steps)
         self.validation = as_config(EvaluationConfig, validation)
         self.test = as_config(EvaluationConfig, test)
         self.trials = as_config(TrialConfig, trials)
@@ -127,7 +138,14 @@ class MetaWorldDataModule(pl.LightningDataModule):
         self.save_hyperparameters(arguments, logger=False)  # plain values: a checkpoint loads without code
         self._replay_trajectories = replay_trajectories
         self.replay = TrajectoryReplay(replay_trajectories)
-        self._collector = Collector(self, _TRAIN)
+        self._collector = Collector(
+            self._training_envs,
+            self.replay,
+            self.families,
+            seed=seed,
+            stream=_TRAIN,
+            episodes=episodes_per_trial,
+        )
 
     def describe(self, name: BenchmarkName, train: Sequence[str], test: Sequence[str]) -> Benchmark:
         """Families of both splits, and the sizes of observations and actions; called by the constructor.
@@ -220,7 +238,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
             world_size=world_size,
         )
 
-    def shown_to(self, agent: str) -> dict[str, bool]:
+    def shown_to(self, agent: str) -> dict[str, Any]:
         """What ``agent``, as ``test.agent`` names it, sees beyond an observation; as of :meth:`seen_envs`."""
         return {
             "goal_visible": self.goals_shown or agent == "expert",
@@ -250,39 +268,70 @@ class MetaWorldDataModule(pl.LightningDataModule):
         where = self.sensors, key, first_slot, envs_per_family, age
         return as_seen(envs, perturbation, *where, families=self.families if family_visible else None)
 
+    def _training_envs(self, families: Sequence[str]) -> TaskEnvs:
+        """Of ``families``, as many as of all of them."""
+        options = self.shown_to("policy") | ({"families": families} if self.schedule else {})
+        goals = Goals("train", self.seed, self.goals_per_family, _TRAIN, self.episodes_per_trial)
+        each = len(self.families) * self.envs_per_family // len(families)
+        return self.seen_envs(self.backend, goals, each, self.perturbation, _TRAIN, **options)
+
     # --- streams ---------------------------------------------------------------------------------
+
+    @property
+    def module(self) -> Learner:
+        """The LightningModule that is trained or evaluated."""
+        assert self.trainer is not None
+        return cast(Learner, self.trainer.lightning_module)
 
     def train_dataloader(self) -> RolloutStream[Batch]:
         """One rollout an epoch, collected with the weights that the last iteration left."""
         if int(self.module.iteration) and not self.replay.size and rank_and_world_size()[0] == 0:
             print(f"the checkpoint holds no replay of {type(self).__name__}: it starts empty")
-        return RolloutStream(1, lambda _: self._collector.draw())
+        return RolloutStream(1, lambda _: self._draw())
+
+    def _draw(self) -> Batch:
+        """Collective. The rollout of the iteration that begins."""
+        learner, families = self.module, self.families
+        if self.schedule and self.curriculum:
+            done = int(learner.env_steps)
+            families = self.schedule.blocks[self.schedule.number(done)]
+            if self.curriculum.clear_replay and self.schedule.begins(done):
+                self.replay.clear()
+        # The iteration is the trial's number, too: it resumes with the weights.
+        return self._collector.draw(learner.policy, learner.acting, int(learner.iteration), families)
 
     def val_dataloader(self) -> list[RolloutStream[Any]]:
         """Train families, then test families, in every mode."""
-        return Evaluator(self, self.validation, training=_TRAIN, stream=_VALIDATION).streams()
+        return self._evaluator(self.validation, _VALIDATION).streams()
 
     def test_dataloader(self) -> list[RolloutStream[Any]]:
         """Train families, then test families, in every mode."""
-        return Evaluator(self, self.test, training=_TRAIN, stream=_TEST).streams()
+        return self._evaluator(self.test, _TEST).streams()
 
-    def collect(
-        self, envs: TaskEnvs, agent: Agent, key: tuple[int, ...], split: Split, **options: Any
-    ) -> Rollout:
-        """One trial in ``envs``, on the random stream that ``key`` names.
+    def _evaluator(self, config: EvaluationConfig, stream: int) -> Evaluator:
+        learner, backend = self.module, config.backend or self.backend
+        perturbation = config.perturbation_within(self.perturbation)
 
-        Args:
-            options: of :func:`hmrl.rollouts.collect.collect`.
-        """
-        families, (stream, *rest) = self.benchmark.families(split), key
-        with seeded(self.seed, stream, rank_and_world_size()[0], *rest):
-            return collect(envs, agent, families=families, split=split, **options)
+        def build(goals: Goals) -> TaskEnvs:
+            options: dict[str, Any] = self.shown_to(config.agent)
+            options["age"] = int(learner.iteration) * self.episodes_per_trial
+            return self.seen_envs(backend, goals, config.envs_per_family, perturbation, stream, **options)
 
-    @property
-    def module(self) -> Any:
-        """The LightningModule that is trained or evaluated."""
-        assert self.trainer is not None
-        return self.trainer.lightning_module
+        trained_on = self.seed, self.backend, self.goals_per_family
+        splits: tuple[Split, Split] = ("train", "test")
+        evaluation = Evaluation(
+            config,
+            self.benchmark,
+            backend,
+            perturbation,
+            {s: config.goals_of(s, *trained_on, training=_TRAIN, stream=stream) for s in splits},
+            self.modes,
+            self.trials,
+            self.horizon,
+            self.seed,
+            stream,
+        )
+        return Evaluator(evaluation, learner.policy, build)
 
     # --- Lightning -------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from hmrl.system.paths import local_path
 from hmrl.system.terminal import outlive_output
@@ -21,11 +20,10 @@ from hmrl.training.callbacks import (
     SuccessRate,
 )
 from hmrl.training.checkpoint import AtomicCheckpointIO
-from hmrl.training.csv_logger import ContinuedCSVLogger
+from hmrl.training.loggers import WandbConfig, loggers
 from hmrl.training.prechecks import check_trainer
 from hmrl.training.processes import accelerator_for, settle, strategy_for
 from hmrl.training.run_directory import checkpoint_dir
-from hmrl.training.wandb_logger import EnvStepsWandbLogger, WandbConfig
 
 # One epoch is one iteration and the budget ends the run; the sanity check would step environments.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -44,32 +42,6 @@ BEST_DEFAULTS: dict[str, Any] = {
     "enable_version_counter": False,
     "save_on_train_epoch_end": True,
 }
-
-
-class ContinuedTensorBoardLogger(TensorBoardLogger):
-    """Lightning's TensorBoard logger, except that it shows nothing twice where a run goes on."""
-
-    def resume(self, env_steps: int) -> None:
-        """Hide what lies beyond so many environment steps: the continued run writes it again."""
-        self.experiment.close()  # the next file begins with the mark
-        self.experiment.purge_step = env_steps + 1
-
-
-def loggers(
-    run_dir: str, wandb: WandbConfig | None = None, settings: Mapping[str, Any] | None = None
-) -> list[Logger]:
-    """TensorBoard and ``metrics.csv`` in ``run_dir``, which go on where :class:`RunDirectory` tells them to.
-
-    Args:
-        run_dir: of the run.
-        wandb: log to Weights & Biases, too.
-        settings: of the run, to be told there.
-    """
-    local: list[Logger] = [
-        ContinuedCSVLogger(run_dir),
-        ContinuedTensorBoardLogger(run_dir, name="", version="", sub_dir="tensorboard"),
-    ]
-    return local + ([EnvStepsWandbLogger(run_dir, wandb, settings or {})] if wandb else [])
 
 
 def fixed_options() -> dict[str, Any]:

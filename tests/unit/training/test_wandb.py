@@ -12,9 +12,13 @@ import pytest
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from hmrl.system.errors import UserError
-from hmrl.training.csv_logger import ContinuedCSVLogger
-from hmrl.training.trainer import ContinuedTensorBoardLogger, loggers
-from hmrl.training.wandb_logger import EnvStepsWandbLogger, WandbConfig
+from hmrl.training.loggers import (
+    ContinuedCSVLogger,
+    ContinuedTensorBoardLogger,
+    EnvStepsWandbLogger,
+    WandbConfig,
+    loggers,
+)
 from support.runs import fit_iterations
 from support.toy import STEPS
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from hmrl.system.errors import UserError
+from hmrl.training.module import HierarchicalMetaRL
 
 
 class EnvStepBudget(pl.Callback):
@@ -36,8 +37,8 @@ class EnvStepBudget(pl.Callback):
         """Environment steps are counted over all ranks, so that all stop together."""
         self._check(trainer, pl_module)
 
-    def _check(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if int(pl_module.env_steps) >= self.env_steps:
+    def _check(self, trainer: pl.Trainer, module: HierarchicalMetaRL) -> None:
+        if int(module.env_steps) >= self.env_steps:
             trainer.should_stop = True
             # Evaluate at the end of this epoch, whether or not its turn has come.
             trainer.check_val_every_n_epoch = 1

@@ -8,11 +8,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-import torch
 
+from hmrl.analysis.figures import blank
 from hmrl.system.paths import local_path
+from hmrl.training.callbacks.common import data_of, log, save
 from hmrl.training.callbacks.success_rate import SuccessRate
-from hmrl.training.curriculum import Schedule, backward_transfer, forgetting
+from hmrl.training.curriculum import backward_transfer, forgetting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,14 +43,14 @@ class Forgetting(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """See how many blocks have ended before this iteration."""
-        if schedule := _schedule(trainer):
+        if schedule := data_of(trainer).schedule:
             self._ended = schedule.ended(int(pl_module.env_steps))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """If a block ends with this iteration, evaluate, whether or not its turn has come."""
-        schedule = _schedule(trainer)
+        schedule = data_of(trainer).schedule
         self._due = schedule is not None and schedule.ended(int(pl_module.env_steps)) > self._ended
         if self._due:
             self._usual = trainer.check_val_every_n_epoch
@@ -61,7 +62,7 @@ class Forgetting(pl.Callback):
             return
         trainer.check_val_every_n_epoch = self._usual
         (rate,) = (c for c in trainer.callbacks if isinstance(c, SuccessRate))  # type: ignore[attr-defined]
-        schedule = _schedule(trainer)
+        schedule = data_of(trainer).schedule
         if not rate.scores or schedule is None:
             return  # evaluation is switched off
         mode = next(iter(rate.scores["train"]))
@@ -80,8 +81,7 @@ class Forgetting(pl.Callback):
         changes = {name: fmean(values.values()) for name, values in _changes(self.rows).items() if values}
         if changes:
             named = {"mean": changes["forgetting"], "backward_transfer": changes["backward_transfer"]}
-            logged = {f"forgetting/{k}": torch.tensor(v, dtype=torch.float64) for k, v in named.items()}
-            pl_module.log_dict({**logged, "step": pl_module.env_steps.double()}, batch_size=1)
+            log(pl_module, {f"forgetting/{name}": value for name, value in named.items()})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write the files, on the first rank."""
@@ -92,9 +92,7 @@ class Forgetting(pl.Callback):
         blocks = [{**rows[-1], **_changes(rows)} for rows in so_far]
         content = {"schema": _SCHEMA, "seed": pl_module.seed, "blocks": blocks}
         path.write_text(json.dumps(content, indent=2) + "\n")
-        figure = heat_map(self.rows)
-        for kind in ("png", "pdf"):
-            figure.savefig(path.with_suffix(f".{kind}"))
+        save(heat_map(self.rows), path)
         print(f"success after every block: {path}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -104,11 +102,6 @@ class Forgetting(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.rows = list(state_dict["rows"])
-
-
-def _schedule(trainer: Any) -> Schedule | None:
-    schedule: Schedule | None = trainer.datamodule.schedule
-    return schedule
 
 
 def _changes(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -126,14 +119,11 @@ def heat_map(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         rows: of :class:`Forgetting`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     splits: dict[str, dict[str, float]] = rows[0]["success"]
     widths = [len(families) for families in splits.values()]
-    figure = Figure(figsize=(4 + 0.5 * sum(widths), 1.8 + 0.32 * len(rows)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(4 + 0.5 * sum(widths), 1.8 + 0.32 * len(rows))
     axes = figure.subplots(1, len(splits), sharey=True, squeeze=False, width_ratios=widths)[0]
     for ax, (split, families) in zip(axes, splits.items(), strict=True):
         values = [[row["success"][split][family] for family in families] for row in rows]

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
+from hmrl.training.module import HierarchicalMetaRL
 
 
 @contextmanager
@@ -58,8 +59,8 @@ class LastCheckpoint(Checkpoint):
         """Collective."""
         self._save(trainer, pl_module)
 
-    def _save(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if int(pl_module.iteration) != self._saved:
+    def _save(self, trainer: pl.Trainer, module: HierarchicalMetaRL) -> None:
+        if int(module.iteration) != self._saved:
             with between_epochs(trainer):
                 trainer.save_checkpoint(self.path, weights_only=False)
-            self._saved = int(pl_module.iteration)
+            self._saved = int(module.iteration)

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from hmrl.analysis import figures
 from hmrl.analysis.latents import Episodes, Findings, analyse, scalars
+from hmrl.evaluation.metaworld_protocol import Trials
 from hmrl.system.distributed import gather, share_of
 from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
+from hmrl.training.callbacks.common import data_of, log, save
 from hmrl.training.callbacks.success_rate import PRIMARY_MODE
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Rollout
 
 if TYPE_CHECKING:
@@ -74,13 +76,9 @@ class Latents(pl.Callback):
         """Keep some of a rollout's episodes."""
         self._keep(outputs)
 
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep some of a rollout's episodes."""
-        self._keep(outputs)
+    on_test_batch_end = on_validation_batch_end
 
-    def _keep(self, rollout: Any) -> None:
+    def _keep(self, rollout: Rollout | Trials) -> None:
         if not (self._due and isinstance(rollout, Rollout) and rollout.mode == PRIMARY_MODE):
             return
         if not rollout.task_belief.shape[-1] and not rollout.macro_action.shape[-1]:
@@ -110,23 +108,21 @@ class Latents(pl.Callback):
         if self.findings and self.dir and trainer.is_global_zero:
             write(self.dir / "latents", self.findings, int(pl_module.env_steps))
 
-    def _analyse(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def _analyse(self, trainer: pl.Trainer, module: HierarchicalMetaRL) -> None:
         if not self._due:
             return
         shares = gather({split: Episodes.join(parts) for split, parts in self._kept.items()})
         self._kept = {}
         mine: dict[str, Findings] = {}
         if trainer.is_global_zero:
-            body = trainer.datamodule.benchmark.world.ego_indices  # type: ignore[attr-defined]
-            with _evaluating(pl_module.policy):
+            body = data_of(trainer).benchmark.world.ego_indices
+            with _evaluating(module.policy):
                 for split in shares[0]:
                     episodes = Episodes.join([share[split] for share in shares])
-                    mine[split] = analyse(pl_module.policy, pl_module.vae_config, episodes, body)
+                    mine[split] = analyse(module.policy, module.vae_config, episodes, body)
         self.findings = gather(mine)[0]
-        if not self.findings:
-            return
-        values = {k: torch.tensor(v, dtype=torch.float64) for k, v in scalars(self.findings).items()}
-        pl_module.log_dict({**values, "step": pl_module.env_steps.double()}, batch_size=1)
+        if self.findings:
+            log(module, scalars(self.findings))
 
     def state_dict(self) -> dict[str, Any]:
         """How many evaluations there were, so that a resumed run looks at the same ones."""
@@ -171,8 +167,7 @@ def write(folder: Path, findings: Mapping[str, Findings], env_steps: int) -> Non
     arrays = {f"{s}/{name}": array for s, found in findings.items() for name, array in found.arrays().items()}
     np.savez_compressed(folder / "latents.npz", **arrays)  # type: ignore[arg-type]
     for name, figure in draw(findings).items():
-        for kind in ("png", "pdf"):
-            figure.savefig(folder / f"{name}.{kind}")
+        save(figure, folder / name)
 
 
 @contextmanager

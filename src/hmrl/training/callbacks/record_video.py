@@ -17,6 +17,9 @@ from hmrl.rollouts.collect import collect, seeded
 from hmrl.system.distributed import together
 from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
+from hmrl.training.callbacks.common import data_of, say
+from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Rollout, Split
 
 _STREAM = 4  # of random numbers; training, learning, validation and test have those before
@@ -50,7 +53,7 @@ class Video(pl.Callback):
             return
         with together():
             if trainer.is_global_zero:
-                bench = trainer.datamodule.benchmark  # type: ignore[attr-defined]
+                bench = data_of(trainer).benchmark
                 if "metaworld" not in bench.world.backends:
                     raise UserError(
                         f"video.record is true, but only Meta-World can be filmed and data.benchmark is "
@@ -69,7 +72,7 @@ class Video(pl.Callback):
         """Film, on the first rank."""
         if not (self.record and trainer.is_global_zero):
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         splits: tuple[Split, Split] = ("train", "test")
         wanted = [
             (split, family)
@@ -81,17 +84,14 @@ class Video(pl.Callback):
             path = self.folder / f"{split}-{family}.mp4"
             rollout = self._film(path, data, pl_module, split, family)
             outcome = "solved" if rollout.ever_success.item() else "not solved"
-            line = f"video {i} of {len(wanted)}: {path} ({outcome})"
-            bar = trainer.progress_bar_callback
-            if bar is not None:
-                bar.print(line)
-            else:
-                print(line)
+            say(trainer, f"video {i} of {len(wanted)}: {path} ({outcome})")
 
-    def _film(self, path: Path, data: Any, pl_module: Any, split: Split, family: str) -> Rollout:
+    def _film(
+        self, path: Path, data: MetaWorldDataModule, module: HierarchicalMetaRL, split: Split, family: str
+    ) -> Rollout:
         families = data.benchmark.families(split)
         mode, acting = next(iter(data.modes.items()))
-        agent = choose_agent(data.test.agent, pl_module.policy, [family], data.benchmark.world)
+        agent = choose_agent(data.test.agent, module.policy, [family], data.benchmark.world)
         # One goal a family is the first one, which every evaluation on this simulator has.
         goals = Goals(split, data.seed, 1, _STREAM)
         shown = data.shown_to(data.test.agent)
@@ -99,20 +99,14 @@ class Video(pl.Callback):
         with closing(envs), closing(Camera(envs.simulators[0])) as camera:
             perturbation = data.test.perturbation_within(data.perturbation)
             key = (data.seed, _STREAM, int(split == "test"))
-            age = int(pl_module.iteration) * data.episodes_per_trial
+            age = int(module.iteration) * data.episodes_per_trial
             where = data.sensors, key, 0, 1, age
             told = data.families if shown["family_visible"] else None
             seen = as_seen(envs, perturbation, *where, families=told)
             filmed = FilmedEnvs(seen, camera, self.every)
-            with seeded(data.seed, _STREAM, int(split == "test"), families.index(family)):
+            with seeded(*key, families.index(family)):
                 rollout = collect(
-                    filmed,
-                    agent,
-                    episode=0,
-                    acting=acting,
-                    families=families,
-                    split=split,
-                    mode=mode,
+                    filmed, agent, episode=0, acting=acting, families=families, split=split, mode=mode
                 )
         categories = getattr(agent, "categorical_entries", 0)  # experts have no belief
         write(path, film(filmed.pictures, rollout, agent.decision_interval, categories), self.every)

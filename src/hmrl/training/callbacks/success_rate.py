@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from hmrl.envs import Benchmark
 from hmrl.evaluation.metaworld_protocol import Trials
 from hmrl.evaluation.metrics import FamilyOutcomes, Score
 from hmrl.himeta.config import as_config
+from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.results.file import (
     SCHEMA,
     check_replaceable,
@@ -29,6 +30,9 @@ from hmrl.results.file import (
 from hmrl.system.distributed import gather, together
 from hmrl.system.paths import local_path
 from hmrl.system.provenance import provenance
+from hmrl.training.callbacks.common import data_of, log, say
+from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Outcomes, Rollout
 
 PRIMARY_MODE = "sampled"  # its metrics carry no suffix
@@ -79,9 +83,9 @@ class SuccessRate(pl.Callback):
         self.on_validation_epoch_start(trainer, pl_module)
         with together():
             if self.results_dir and not self.overwrite and trainer.is_global_zero:
-                hparams = trainer.datamodule.hparams  # type: ignore[attr-defined]
-                settings = {key: hparams[key] for key in ("modes", "horizon")}
-                check_replaceable(self.results_dir, self._described(trainer, pl_module), settings)
+                data = data_of(trainer)
+                settings = {key: data.hparams[key] for key in ("modes", "horizon")}
+                check_replaceable(self.results_dir, _described(data, pl_module), settings)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -89,11 +93,7 @@ class SuccessRate(pl.Callback):
         """Score one rollout."""
         self._score(outputs)
 
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Score one rollout."""
-        self._score(outputs)
+    on_test_batch_end = on_validation_batch_end
 
     def _score(self, evaluated: Rollout | Trials) -> None:
         scored = evaluated.outcomes()
@@ -125,88 +125,59 @@ class SuccessRate(pl.Callback):
             temporary.write_text(json.dumps(results) + "\n")
             temporary.replace(path)
             self.overwrite = False
-            self._print(trainer, f"results: {path}")
+            say(trainer, f"results: {path}")
 
-    def _report(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def _report(self, trainer: pl.Trainer, module: HierarchicalMetaRL) -> None:
         self.scores = {}
         for (split, mode), metric in self._metrics.items():
             self.scores.setdefault(split, {})[mode] = metric.compute()
-        values: dict[str, torch.Tensor] = {}
-        for split, modes in self.scores.items():
-            for mode, families in modes.items():
-                for family, score in families.items():
-                    for name, attribute in _LOGGED.items():
-                        value = torch.tensor(getattr(score, attribute), dtype=torch.float64)
-                        values[_metric(name, mode, split, family)] = value
-        pl_module.log_dict({**values, "step": pl_module.env_steps.double()}, batch_size=1)
+        values = {
+            _metric(name, mode, split, family): getattr(score, attribute)
+            for split, modes in self.scores.items()
+            for mode, families in modes.items()
+            for family, score in families.items()
+            for name, attribute in _LOGGED.items()
+        }
+        log(module, values)
         if trainer.is_global_zero:
-            differs = [f"{what}: {words}" for what, words in self._differs(trainer, pl_module).items()]
-            self._print(trainer, success_table(self.scores, int(pl_module.env_steps), differs))
-            for split, modes in self.official.items():
-                for mode, official in modes.items():
+            differs = [f"{what}: {words}" for what, words in _differs(trainer, module).items()]
+            say(trainer, success_table(self.scores, int(module.env_steps), differs))
+            for split, of_modes in self.official.items():
+                for mode, official in of_modes.items():
                     own = f"Meta-World's own evaluation, {split} families, {mode}: {official['success']:.2f}"
-                    self._print(trainer, own)
+                    say(trainer, own)
 
     @staticmethod
-    def metric_names(benchmark: Any, modes: Iterable[str]) -> list[str]:
+    def metric_names(benchmark: Benchmark, modes: Iterable[str]) -> list[str]:
         """Everything that an evaluation logs, for a checkpoint to be chosen by.
 
         Args:
-            benchmark: with ``families(split)``.
+            benchmark: whose families.
             modes: names of the ways of acting.
         """
         return [
             _metric(name, mode, split, family)
             for name in _LOGGED
             for mode in modes
-            for split in ("train", "test")
-            for family in (*benchmark.families(split), "mean")
+            for split, families in (("train", benchmark.train), ("test", benchmark.test))
+            for family in (*families, "mean")
         ]
 
-    @staticmethod
-    def _print(trainer: pl.Trainer, text: str) -> None:
-        bar = trainer.progress_bar_callback
-        if bar is not None:
-            bar.print(text)
-        else:
-            print(text)
-
-    @staticmethod
-    def _described(trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        return {
-            "agent": data.test.agent,
-            "protocol": describe_protocol(data, data.module.training_seed),
-            "weights": digest(pl_module) if data.test.agent == "policy" else None,
-            "evaluation_seed": data.seed,
-        }
-
-    @staticmethod
-    def _differs(trainer: pl.Trainer, pl_module: Any) -> dict[str, str]:
-        """What an evaluated policy does or faces that it did not in training, each mode's in words."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if (data.test if trainer.state.fn == "test" else data.validation).agent != "policy":
-            return {}
-        trained = pl_module.training_hparams or pl_module.hparams
-        acted = as_config(Acting, trained["acting"])
-        found = {mode: differs_in_words(pl_module.policy, data.modes[mode], acted) for mode in data.modes}
-        if new := [family for family in data.families if family not in trained["families"]]:
-            found["train families"] = f"{', '.join(new)} not trained on"
-        return {what: words for what, words in found.items() if words}
-
-    def _results(self, trainer: pl.Trainer, pl_module: Any, episodes: list[Outcomes]) -> dict[str, Any]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    def _results(
+        self, trainer: pl.Trainer, module: HierarchicalMetaRL, episodes: list[Outcomes]
+    ) -> dict[str, Any]:
+        data = data_of(trainer)
         return {
             "schema": SCHEMA,
-            **self._described(trainer, pl_module),
+            **_described(data, module),
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-            "env_steps": int(pl_module.env_steps),
-            "seed": pl_module.training_seed if pl_module.training_seed is not None else pl_module.seed,
+            "env_steps": int(module.env_steps),
+            "seed": module.training_seed if module.training_seed is not None else module.seed,
             **provenance(),
-            "training_git": pl_module.training_git,
+            "training_git": module.training_git,
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
             "wall_time_s": round(time.time() - self._started, 1),
-            "model": plain(pl_module.hparams),
+            "model": plain(module.hparams),
             "data": plain(data.hparams),
             "scores": {
                 split: {
@@ -217,11 +188,33 @@ class SuccessRate(pl.Callback):
             },
             "episodes": episode_columns(episodes),
             "official": self.official or None,
-            "differs_from_training": self._differs(trainer, pl_module),
+            "differs_from_training": _differs(trainer, module),
         }
 
 
-def differs_in_words(policy: Any, acting: Acting, trained: Acting) -> str:
+def _described(data: MetaWorldDataModule, module: HierarchicalMetaRL) -> dict[str, Any]:
+    return {
+        "agent": data.test.agent,
+        "protocol": describe_protocol(data, module.training_seed),
+        "weights": digest(module) if data.test.agent == "policy" else None,
+        "evaluation_seed": data.seed,
+    }
+
+
+def _differs(trainer: pl.Trainer, module: HierarchicalMetaRL) -> dict[str, str]:
+    """What an evaluated policy does or faces that it did not in training, each mode's in words."""
+    data = data_of(trainer)
+    if (data.test if trainer.state.fn == "test" else data.validation).agent != "policy":
+        return {}
+    trained = module.training_hparams or module.hparams
+    acted = as_config(Acting, trained["acting"])
+    found = {mode: differs_in_words(module.policy, acting, acted) for mode, acting in data.modes.items()}
+    if new := [family for family in data.families if family not in trained["families"]]:
+        found["train families"] = f"{', '.join(new)} not trained on"
+    return {what: words for what, words in found.items() if words}
+
+
+def differs_in_words(policy: HierarchicalPolicy, acting: Acting, trained: Acting) -> str:
     """How ``acting`` is another way to act than that of training; empty where it is none for this policy."""
     unused = {"task_belief": not policy.categorical_entries, "macro_action": policy.macro_vae is None}
     pairs = {key: (value, asdict(trained)[key]) for key, value in asdict(acting).items()}
