@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hmrl.cli.report import main
 from hmrl.results import study
+from hmrl.results.methods import group
 from hmrl.results.reading import read_run
 from hmrl.system.errors import UserError
 
@@ -131,3 +134,20 @@ def test_an_earlier_reports_tables_do_not_stay(runs: list[str], tmp_path: Path) 
     study.write([read_run(runs[2], "sampled")], tmp_path)
     assert not (tmp_path / "curves.csv").exists()
     assert (tmp_path / "summary.csv").is_file()
+
+
+STUDIES = sorted(path.parent for path in (Path(__file__).parents[2] / "results").glob("*/summary.csv"))
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_a_published_study_can_be_read_and_its_page_is_short(folder: Path) -> None:
+    runs = study.read(folder, "sampled")
+    assert any(run.results for run in runs)
+    assert any(run.metrics for run in runs)
+    assert group(runs)  # same families, no seed twice
+    assert len((folder / "README.md").read_text().splitlines()) <= 60
+
+
+def test_help_does_not_import_pandas() -> None:
+    program = "import sys, hmrl.cli.report; sys.exit('pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from hmrl.results.methods import Method
+from hmrl.results.methods import Method, curve, families_of, success
 from hmrl.results.reading import SPLITS
 from hmrl.results.statistics import Estimate
-from hmrl.results.summary import curve, families_of, success
 from hmrl.results.tables import tested
 from hmrl.system.errors import UserError
 

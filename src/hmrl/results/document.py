@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmrl.results import curves, evidence, tables
+from hmrl.results import curves, tables
 from hmrl.results.disagreements import protocol_text, runs_table
 from hmrl.results.methods import Method, protocols_of
 
@@ -138,8 +138,8 @@ class Document:
         """Numbers about belief, macro-action and forgetting; empty without any."""
         parts = []
         for title, table, note in (
-            ("Belief and macro-action", evidence.latents_table(self.methods), evidence.LATENTS),
-            ("Forgetting", evidence.forgetting_table(self.methods), evidence.FORGETTING),
+            ("Belief and macro-action", tables.latents_table(self.methods), tables.LATENTS),
+            ("Forgetting", tables.forgetting_table(self.methods), tables.FORGETTING),
         ):
             if table:
                 parts += [f"## {title}\n", table, f"{note} {tables.OVER_SEEDS}\n"]

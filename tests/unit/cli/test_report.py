@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_1samp, ttest_ind
 
 from hmrl.cli.report import main
-from hmrl.results import curves, summary
+from hmrl.results import curves
 from hmrl.results.methods import group
+from hmrl.results.methods import success as success_of
 from hmrl.results.reading import read_run
 from hmrl.results.statistics import Estimate
 from hmrl.results.tables import cell, reached_cell
@@ -418,7 +419,7 @@ def test_means_are_a_row_a_method(runs: list[str]) -> None:
     means = curves.success_means(methods, "first_episode")
     assert [axis.get_title() for axis in means.axes] == ["train families", "test families"]
     expected = {
-        method.label: summary.success(method.results("first_episode"), "test", "mean")
+        method.label: success_of(method.results("first_episode"), "test", "mean")
         for method in methods
         if not method.role
     }

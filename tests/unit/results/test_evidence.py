@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from hmrl.cli.report import main
-from hmrl.results.evidence import forgetting_table, latents_table
 from hmrl.results.methods import group
 from hmrl.results.reading import read_run
+from hmrl.results.tables import forgetting_table, latents_table
 from hmrl.system.errors import UserError
 from support.reported import TRAIN, result, write_result, write_seed
 
