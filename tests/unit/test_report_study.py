@@ -125,8 +125,31 @@ def test_a_study_is_reported_as_its_runs_are(runs: list[str], tmp_path: Path, mo
 
 def test_tables_of_something_else_are_refused(tmp_path: Path) -> None:
     (tmp_path / "summary.csv").write_text("method,seed,value\na,1,2\n")
-    with pytest.raises(UserError, match=r"the tables of .* are not those of hmrl report: 'protocol'"):
+    with pytest.raises(UserError, match=r"the tables of .* are not those of hmrl report: 'mode'"):
         study.read(tmp_path, "sampled")
+
+
+def test_a_report_does_not_replace_the_study_that_it_reads(runs: list[str], tmp_path: Path) -> None:
+    main([*runs, "--out", str(tmp_path / "out"), "--formats", "png"])
+    before = (tmp_path / "out" / "summary.csv").read_bytes()
+    with pytest.raises(UserError, match="a study that is read, whose tables it would replace"):
+        main([str(tmp_path / "out"), "--out", str(tmp_path / "out"), "--protocol", "first_episode"])
+    assert (tmp_path / "out" / "summary.csv").read_bytes() == before
+
+
+def test_results_of_another_mode_are_left_out_of_a_study(tmp_path: Path) -> None:
+    """As long as some have the mode: a test with permuted beliefs lacks the mean action."""
+    for name, mode in (("a-seed1", "mean_action"), ("b-seed1", "sampled")):
+        write_result(tmp_path / name, result(RATES, mode=mode))
+    study.write([read_run(str(tmp_path / "a-seed1"), "mean_action")], tmp_path / "a")
+    study.write([read_run(str(tmp_path / "b-seed1"), "sampled")], tmp_path / "b")
+    both = (tmp_path / "a" / "summary.csv").read_text() + (tmp_path / "b" / "summary.csv").read_text()
+    lines = [line for i, line in enumerate(both.splitlines(True)) if not i or not line.startswith("method,")]
+    (tmp_path / "summary.csv").write_text("".join(lines))
+    assert [run.label for run in study.read(tmp_path, "mean_action")] == ["a"]
+    assert [run.label for run in study.read(tmp_path, "sampled")] == ["b"]
+    with pytest.raises(UserError, match="has no mode 'other': use --mode with one of mean_action, sampled"):
+        study.read(tmp_path, "other")
 
 
 def test_an_earlier_reports_tables_do_not_stay(runs: list[str], tmp_path: Path) -> None:

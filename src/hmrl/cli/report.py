@@ -78,6 +78,9 @@ def main(args: Sequence[str] | None = None) -> None:
         raise UserError(f"--thresholds are success rates above 0, at most 1, but got {options.thresholds}")
     if options.window < 0:
         raise UserError(f"--window is {options.window:g}, but it must be a number of environment steps, or 0")
+    studies = [Path(run).expanduser() for run in options.runs if study.is_study(Path(run).expanduser())]
+    if any(options.out.resolve() == folder.resolve() for folder in studies):
+        raise UserError(f"--out is {options.out}, a study that is read, whose tables it would replace")
     runs = [run for given_run in options.runs for run in read(given_run, options.mode)]
     methods = group(of_protocol(runs, options.protocol) if options.protocol else runs)
     curves.colours(methods)  # refuses too many before anything is written
@@ -86,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise UserError(f"--baseline is {options.baseline!r}, but the methods are {', '.join(labels)}")
     warnings = [
         f"{folder} holds thinned curves: its steps are accurate to a row of {study.CURVES}."
-        for folder in sorted({run.path for run in runs if study.is_study(run.path)})
+        for folder in studies
         if (folder / study.CURVES).is_file()
     ]
     warnings += disagreements(methods)

@@ -263,27 +263,12 @@ def _revision(git: Mapping[str, Any] | None) -> str | None:
     return git["revision"] + (" (modified)" if git["modified"] else "") if git else None
 
 
-def _are_copies(content: Mapping[str, Any], mode: str) -> bool:
-    """Whether each family's episodes are one and its copies: files of before gave these an interval, too."""
-    if content["protocol"].get("goals_per_family") != 1:
-        return False
-    episodes = [modes.get(mode) for modes in (content.get("episodes") or {}).values()]
-    returns = [columns["return"] for families in episodes if families for columns in families.values()]
-    return bool(returns) and all(np.allclose(each, each[0], rtol=1e-6) for each in returns)
-
-
 def _modes(content: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Score]]]:
     found: dict[str, dict[str, dict[str, Score]]] = {}
     for split, modes in content["scores"].items():
         for mode, families in modes.items():
-            copies = _are_copies(content, mode)
             found.setdefault(mode, {})[split] = {
-                family: Score(
-                    score["success"],
-                    None if copies else score["low"],
-                    None if copies else score["high"],
-                    score.get("episodes"),
-                )
+                family: Score(score["success"], score["low"], score["high"], score.get("episodes"))
                 for family, score in families.items()
             }
     for split, modes in (content["official"] or {}).items():
@@ -316,7 +301,7 @@ def _latent_numbers(path: Path) -> dict[tuple[str, str], float]:
         for name in ("decoder_error", "decoder_error_without_z"):
             if name in content:
                 each = [error for family, error in content[name].items() if family != "all"]
-                numbers[name] = fmean(each or content[name].values())  # "all" was pooled once
+                numbers[name] = fmean(each)
         if "correlation" in content:
             numbers["correlation"] = fmean(content["correlation"])
             if "over_families" not in content:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hmrl.results.reading import Result, Run, Score, Series, mode_to_report
+from hmrl.results.reading import ROLES, Result, Run, Score, Series, mode_to_report
 from hmrl.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -149,21 +149,24 @@ def read(folder: Path, mode: str) -> list[Run]:
 
     Args:
         folder: with ``summary.csv`` or ``curves.csv``.
-        mode: the way of acting to report.
+        mode: the way of acting to report; results without it are left out.
 
     Raises:
-        UserError: for tables that lack columns, and as reading run directories does.
+        UserError: if no result has the mode, or if the tables lack columns.
     """
     keys: dict[tuple[str, int], None] = {}
     results: dict[tuple[str, int], dict[str, Result]] = {}
+    acted: set[str] = set()
     metrics: dict[tuple[str, int], dict[str, Series]] = {}
     numbers: dict[tuple[str, int], dict[tuple[str, str], float]] = {}
     try:
         for run, rows in _runs(folder / SUMMARY):
             keys[run] = None
+            acted |= set(rows["mode"])
             results[run] = {
                 str(name): _result(of_protocol, folder / SUMMARY, mode)
                 for name, of_protocol in rows.groupby("protocol", sort=False)
+                if mode in set(of_protocol["mode"]) or of_protocol["agent"].iloc[0] in ROLES
             }
         for run, rows in _runs(folder / CURVES):
             keys[run] = None
@@ -178,9 +181,13 @@ def read(folder: Path, mode: str) -> list[Run]:
             )
     except (KeyError, ValueError) as error:
         raise UserError(f"the tables of {folder} are not those of hmrl report: {error}") from error
+    if acted and mode not in acted:
+        modes = ", ".join(sorted(acted))
+        raise UserError(f"{folder / SUMMARY} has no mode {mode!r}: use --mode with one of {modes}")
     return [
         Run(run[0], folder, run[1], metrics.get(run, {}), results.get(run, {}), (), numbers.get(run, {}))
         for run in keys
+        if metrics.get(run) or results.get(run)
     ]
 
 
