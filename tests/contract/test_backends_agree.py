@@ -45,7 +45,10 @@ MOVING_MARGIN = ("pick-place", "sweep", "sweep-into")
 # Where contacts decide: on 24 goals the simulators disagreed about an expert's success on 4 and 2.
 CONTESTED = ("peg-insert-side", "shelf-place")
 
-every_family = pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("reach", "door-open")  # `make test` has these two; each family takes seconds
+every_family = pytest.mark.parametrize(
+    "family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+)
 
 
 def episode(envs: TaskEnvs, agent: Agent, families: Sequence[str], number: int = 0) -> Rollout:

@@ -81,6 +81,20 @@ def test_an_action_is_held_and_rewards_are_summed_over_the_interval(horizon: int
     np.testing.assert_allclose(rollout.observation[0], ToyEnvs(horizon=horizon).reset(3), rtol=1e-6)
 
 
+class SolvedOnceEnvs(ToyEnvs):
+    """Solved at the third simulator step, and at no other."""
+
+    def step(self, action: np.ndarray) -> EnvStep:
+        return super().step(action)._replace(success=np.full(B, len(self.actions) == 3))
+
+
+def test_a_success_counts_at_whichever_step_of_its_interval_it_was() -> None:
+    rollout = roll(SolvedOnceEnvs(horizon=6), 2)
+    assert rollout.success.tolist() == [[False] * B, [True] * B, [False] * B]
+    assert rollout.ever_success.all()
+    assert not rollout.final_success.any()
+
+
 def test_families_are_indices_into_the_given_order() -> None:
     rollout = roll(ToyEnvs(), 1, families=("push", "none of these", "reach"))
     assert rollout.family.tolist() == [2, 0, 2, 0]
