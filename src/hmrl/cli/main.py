@@ -38,6 +38,7 @@ from hmrl.training.callbacks import (
 )
 from hmrl.training.compatibility import check_deviations, check_network, check_rollout, check_settings
 from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.lightning_private import launches
 from hmrl.training.loggers import WandbConfig, loggers
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.training.prechecks import (
@@ -48,7 +49,7 @@ from hmrl.training.prechecks import (
     check_seed,
     check_trainer,
 )
-from hmrl.training.processes import accelerator_for, launches, settle, strategy_for
+from hmrl.training.processes import accelerator_for, settle, strategy_for
 from hmrl.training.run_directory import (
     checkpoint_dir,
     claim,

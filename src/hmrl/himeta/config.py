@@ -1,6 +1,7 @@
 """What can be set about each level. The reference values are in configs/protocols/paper.yaml.
 
-Each class is checked when it is built, so that a wrong value is named before anything is run.
+Each class is checked when it is built (see :mod:`hmrl.himeta.rules`), so that a wrong value is named before
+anything is run.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from typing import Any, Literal, TypeVar
 from hmrl.himeta.formulas import Categorical, GoalStrategy, Occupancy
 from hmrl.himeta.normalizer import RewardScale
 from hmrl.himeta.rules import (
-    ABOVE_0_TO_1,
-    AT_LEAST_1,
-    BOUNDS,
-    FINITE,
-    FROM_0_BELOW_1,
-    FROM_0_TO_1,
-    NOT_NEGATIVE,
-    POSITIVE,
-    POSITIVE_OR_NULL,
-    THREE_WIDTHS,
-    WIDTHS,
-    one_of,
-    require,
+    Above0To1,
+    Bounds,
+    Checked,
+    Count,
+    CountOr0,
+    Finite,
+    From0Below1,
+    From0To1,
+    NotNegative,
+    Positive,
+    PositiveOrNull,
+    ThreeWidths,
+    Widths,
 )
 
 Cell = Literal["gru", "lstm"]
@@ -42,18 +43,8 @@ def as_config(cls: type[C], value: C | Mapping[str, Any]) -> C:
     return cls(**value) if isinstance(value, Mapping) else value
 
 
-_REPLAYED = {  # of both levels that learn from the replay
-    "updates": NOT_NEGATIVE,
-    "target_kl": POSITIVE_OR_NULL,
-    "trajectories": AT_LEAST_1,
-    "lr": POSITIVE,
-    "weight_decay": NOT_NEGATIVE,
-    "max_grad_norm": POSITIVE,
-}
-
-
 @dataclass
-class TaskEncoderConfig:
+class TaskEncoderConfig(Checked):
     """High level.
 
     Args:
@@ -93,69 +84,41 @@ class TaskEncoderConfig:
         max_grad_norm: gradients are scaled down to this norm.
     """
 
-    belief: Belief = "categorical"
-    categories: int = 8
-    variables: int = 8
-    cell: Cell = "gru"
-    hidden: int = 256
-    embedding_hidden: tuple[int, int, int] = (64, 32, 16)
-    reward_embedding: int = 16
-    context_reward: ContextReward = "log"
-    head_hidden: tuple[int, ...] = (256,)
-    dropout: float = 0.0
-    temperature: float = 1.0
-    value_coef: float = 1.0
-    reward_coef: float = 1.0
-    reward_samples: int = 50
-    latent: int = 5
-    decoder_hidden: tuple[int, ...] = (128, 128)
-    mixture_coef: float = 1.0
-    mixture_kl_coef: float = 0.1
-    mixture_samples: int = 50
-    categorical_coef: float = 0.0
-    categorical: Categorical = "information"
-    occupancy_coef: float = 0.0
-    occupancy: Occupancy = "exp"
-    updates: int = 10
-    target_kl: float | None = 0.01
-    trajectories: int = 10
-    lr: float = 7e-4
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
+    KEY = "model.task_encoder"
 
-    def __post_init__(self) -> None:
-        require(
-            self,
-            "model.task_encoder",
-            belief=one_of(Belief),
-            latent=AT_LEAST_1,
-            decoder_hidden=WIDTHS,
-            mixture_coef=NOT_NEGATIVE,
-            mixture_kl_coef=NOT_NEGATIVE,
-            mixture_samples=AT_LEAST_1,
-            categories=AT_LEAST_1,
-            variables=AT_LEAST_1,
-            cell=one_of(Cell),
-            hidden=AT_LEAST_1,
-            embedding_hidden=THREE_WIDTHS,
-            reward_embedding=AT_LEAST_1,
-            context_reward=one_of(ContextReward),
-            reward_coef=NOT_NEGATIVE,
-            reward_samples=AT_LEAST_1,
-            head_hidden=WIDTHS,
-            dropout=FROM_0_BELOW_1,
-            temperature=POSITIVE,
-            value_coef=NOT_NEGATIVE,
-            categorical_coef=FINITE,
-            categorical=one_of(Categorical),
-            occupancy_coef=FINITE,
-            occupancy=one_of(Occupancy),
-            **_REPLAYED,
-        )
+    belief: Belief = "categorical"
+    categories: Count = 8
+    variables: Count = 8
+    cell: Cell = "gru"
+    hidden: Count = 256
+    embedding_hidden: ThreeWidths = (64, 32, 16)
+    reward_embedding: Count = 16
+    context_reward: ContextReward = "log"
+    head_hidden: Widths = (256,)
+    dropout: From0Below1 = 0.0
+    temperature: Positive = 1.0
+    value_coef: NotNegative = 1.0
+    reward_coef: NotNegative = 1.0
+    reward_samples: Count = 50
+    latent: Count = 5
+    decoder_hidden: Widths = (128, 128)
+    mixture_coef: NotNegative = 1.0
+    mixture_kl_coef: NotNegative = 0.1
+    mixture_samples: Count = 50
+    categorical_coef: Finite = 0.0
+    categorical: Categorical = "information"
+    occupancy_coef: Finite = 0.0
+    occupancy: Occupancy = "exp"
+    updates: CountOr0 = 10
+    target_kl: PositiveOrNull = 0.01
+    trajectories: Count = 10
+    lr: Positive = 7e-4
+    weight_decay: NotNegative = 0.01
+    max_grad_norm: Positive = 1.0
 
 
 @dataclass
-class MacroVAEConfig:
+class MacroVAEConfig(Checked):
     """Intermediate level.
 
     Args:
@@ -172,45 +135,29 @@ class MacroVAEConfig:
         updates, target_kl, trajectories, lr, weight_decay, max_grad_norm: as for the task encoder.
     """
 
-    encoder_hidden: tuple[int, ...] = (128, 128, 64, 32)
-    decoder_hidden: tuple[int, ...] = (32, 64, 128, 128)
-    dropout: float = 0.0
-    log_std_range: tuple[float, float] = (-2.0, 0.5)
-    goal: GoalStrategy = "constant_discretisation"
-    n: int = 5
-    n_max: int = 20
-    decoder_std: float = 0.2
-    kl_coef: float = 1.0
-    prior: Prior = "policy"
-    free_bits: float = 0.0
-    updates: int = 5
-    target_kl: float | None = 0.01
-    trajectories: int = 20
-    lr: float = 1e-4
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
+    KEY = "model.macro_vae"
 
-    def __post_init__(self) -> None:
-        require(
-            self,
-            "model.macro_vae",
-            encoder_hidden=WIDTHS,
-            decoder_hidden=WIDTHS,
-            dropout=FROM_0_BELOW_1,
-            log_std_range=BOUNDS,
-            goal=one_of(GoalStrategy),
-            n=AT_LEAST_1,
-            n_max=AT_LEAST_1,
-            decoder_std=POSITIVE,
-            kl_coef=NOT_NEGATIVE,
-            prior=one_of(Prior),
-            free_bits=NOT_NEGATIVE,
-            **_REPLAYED,
-        )
+    encoder_hidden: Widths = (128, 128, 64, 32)
+    decoder_hidden: Widths = (32, 64, 128, 128)
+    dropout: From0Below1 = 0.0
+    log_std_range: Bounds = (-2.0, 0.5)
+    goal: GoalStrategy = "constant_discretisation"
+    n: Count = 5
+    n_max: Count = 20
+    decoder_std: Positive = 0.2
+    kl_coef: NotNegative = 1.0
+    prior: Prior = "policy"
+    free_bits: NotNegative = 0.0
+    updates: CountOr0 = 5
+    target_kl: PositiveOrNull = 0.01
+    trajectories: Count = 20
+    lr: Positive = 1e-4
+    weight_decay: NotNegative = 0.01
+    max_grad_norm: Positive = 1.0
 
 
 @dataclass
-class ActorCriticConfig:
+class ActorCriticConfig(Checked):
     """Networks of the low level.
 
     Args:
@@ -220,25 +167,17 @@ class ActorCriticConfig:
         state_dependent_std: let the network choose the deviation.
     """
 
-    actor_hidden: tuple[int, ...] = (256, 256)
-    critic_hidden: tuple[int, ...] = (256, 256)
-    log_std_init: float = 0.0
-    log_std_range: tuple[float, float] = (-2.0, 0.5)
-    state_dependent_std: bool = False
+    KEY = "model.actor_critic"
 
-    def __post_init__(self) -> None:
-        require(
-            self,
-            "model.actor_critic",
-            actor_hidden=WIDTHS,
-            critic_hidden=WIDTHS,
-            log_std_init=FINITE,
-            log_std_range=BOUNDS,
-        )
+    actor_hidden: Widths = (256, 256)
+    critic_hidden: Widths = (256, 256)
+    log_std_init: Finite = 0.0
+    log_std_range: Bounds = (-2.0, 0.5)
+    state_dependent_std: bool = False
 
 
 @dataclass
-class PPOConfig:
+class PPOConfig(Checked):
     """How the low level learns.
 
     Args:
@@ -262,39 +201,20 @@ class PPOConfig:
         max_grad_norm: gradients of actor and critic are each scaled down to this norm.
     """
 
-    gamma: float = 0.985
-    gae_lambda: float = 0.95
-    clip: float = 0.2
-    epochs: int = 6
-    minibatches: int = 20
-    entropy_coef: float = 0.002
-    target_kl: float | None = None
+    KEY = "model.ppo"
+
+    gamma: Above0To1 = 0.985
+    gae_lambda: From0To1 = 0.95
+    clip: Positive = 0.2
+    epochs: Count = 6
+    minibatches: Count = 20
+    entropy_coef: NotNegative = 0.002
+    target_kl: PositiveOrNull = None
     latents: Latents = "renewed"
     advantage: Advantage = "family"
     reward_scale: RewardScale = "family"
-    agreement_bonus: float = 0.0
-    actor_lr: float = 5e-4
-    critic_lr: float = 5e-4
-    weight_decay: float = 0.0
-    max_grad_norm: float = 0.5
-
-    def __post_init__(self) -> None:
-        require(
-            self,
-            "model.ppo",
-            gamma=ABOVE_0_TO_1,
-            gae_lambda=FROM_0_TO_1,
-            clip=POSITIVE,
-            epochs=AT_LEAST_1,
-            minibatches=AT_LEAST_1,
-            entropy_coef=NOT_NEGATIVE,
-            target_kl=POSITIVE_OR_NULL,
-            latents=one_of(Latents),
-            advantage=one_of(Advantage),
-            reward_scale=one_of(RewardScale),
-            agreement_bonus=NOT_NEGATIVE,
-            actor_lr=POSITIVE,
-            critic_lr=POSITIVE,
-            weight_decay=NOT_NEGATIVE,
-            max_grad_norm=POSITIVE,
-        )
+    agreement_bonus: NotNegative = 0.0
+    actor_lr: Positive = 5e-4
+    critic_lr: Positive = 5e-4
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: Positive = 0.5

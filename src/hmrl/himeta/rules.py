@@ -1,10 +1,11 @@
-"""What a setting must be, in words and as a test."""
+"""What a setting must be, said with its type: ``lr: Positive``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from hmrl.system.errors import UserError
 
@@ -16,31 +17,55 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-AT_LEAST_1 = Rule("at least 1", lambda x: 1 <= x < inf)
-NOT_NEGATIVE = Rule("0 or more and finite", lambda x: 0 <= x < inf)
-POSITIVE = Rule("positive and finite", lambda x: 0 < x < inf)
-POSITIVE_OR_NULL = Rule("positive and finite, or null", lambda x: x is None or 0 < x < inf)
-FINITE = Rule("finite", lambda x: -inf < x < inf)
-FROM_0_TO_1 = Rule("in [0, 1]", lambda x: 0 <= x <= 1)
-ABOVE_0_TO_1 = Rule("in (0, 1]", lambda x: 0 < x <= 1)
-FROM_0_BELOW_1 = Rule("in [0, 1)", lambda x: 0 <= x < 1)
-WIDTHS = Rule("a list of widths of at least 1", lambda x: all(1 <= width < inf for width in x))
-THREE_WIDTHS = Rule("3 widths of at least 1", lambda x: len(x) == 3 and WIDTHS.holds(x))
-BOUNDS = Rule("a lower and an upper bound", lambda x: len(x) == 2 and -inf < x[0] <= x[1] < inf)
+_WIDTHS = Rule("a list of widths of at least 1", lambda x: all(1 <= width < inf for width in x))
+_POSITIVE = Rule("positive and finite", lambda x: 0 < x < inf)
+_NOT_NEGATIVE = Rule("0 or more and finite", lambda x: 0 <= x < inf)
+
+Count = Annotated[int, Rule("at least 1", lambda x: 1 <= x < inf)]
+CountOr0 = Annotated[int, _NOT_NEGATIVE]
+Positive = Annotated[float, _POSITIVE]
+PositiveOrNull = Annotated[
+    float | None, Rule("positive and finite, or null", lambda x: x is None or 0 < x < inf)
+]
+NotNegative = Annotated[float, _NOT_NEGATIVE]
+Finite = Annotated[float, Rule("finite", lambda x: -inf < x < inf)]
+From0To1 = Annotated[float, Rule("in [0, 1]", lambda x: 0 <= x <= 1)]
+Above0To1 = Annotated[float, Rule("in (0, 1]", lambda x: 0 < x <= 1)]
+From0Below1 = Annotated[float, Rule("in [0, 1)", lambda x: 0 <= x < 1)]
+Widths = Annotated[tuple[int, ...], _WIDTHS]
+ThreeWidths = Annotated[
+    tuple[int, int, int], Rule("3 widths of at least 1", lambda x: len(x) == 3 and _WIDTHS.holds(x))
+]
+Bounds = Annotated[
+    tuple[float, float],
+    Rule("a lower and an upper bound", lambda x: len(x) == 2 and -inf < x[0] <= x[1] < inf),
+]
 
 
-def one_of(allowed: Any) -> Rule:
-    """``allowed`` is a ``Literal``."""
-    return Rule(f"one of {', '.join(get_args(allowed))}", lambda x: x in get_args(allowed))
+@dataclass  # as those that inherit from it: jsonargparse takes others for classes to choose from
+class Checked:
+    """Settings that refuse, when they are built, what their types do not allow.
 
+    Raises:
+        UserError: naming the key of the first value that is wrong.
+    """
 
-def require(config: object, section: str, **rules: Rule) -> None:
-    """Refuse the first value of ``config`` that does not follow its rule."""
-    for name, rule in rules.items():
-        value = getattr(config, name)
-        try:
-            good = rule.holds(value)
-        except TypeError:  # no number, or no list
-            good = False
-        if not good:
-            raise UserError(f"{section}.{name} is {value!r}, but it must be {rule.right}")
+    # Where the settings are in a configuration. It has no type: jsonargparse would look for ClassVar in the
+    # module of the dataclass, and give up on all of its types.
+    KEY = ""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            if get_origin(hint) is Annotated:
+                rule = hint.__metadata__[0]
+            elif get_origin(hint) is Literal:
+                rule = Rule(f"one of {', '.join(get_args(hint))}", get_args(hint).__contains__)
+            else:
+                continue
+            value = getattr(self, name)
+            try:
+                good = rule.holds(value)
+            except TypeError:  # no number, or no list
+                good = False
+            if not good:
+                raise UserError(f"{self.KEY}.{name} is {value!r}, but it must be {rule.right}")

@@ -9,17 +9,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning_fabric.utilities.rank_zero import rank_zero_only
-from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from hmrl.system.errors import UserError
 from hmrl.system.terminal import INTERRUPTED, ended_by, is_first_process, stop_signals
+from hmrl.training.lightning_private import (
+    cluster_environment,
+    finds_unused_parameters,
+    handle_no_signals,
+    launches,
+    set_rank,
+    starts_commands,
+)
 
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 _DDP = "ddp_find_unused_parameters_true"
@@ -73,9 +77,9 @@ def strategy_for(strategy: Any, accelerator: Any, devices: Any, num_nodes: int) 
         raise UserError(f"trainer.num_nodes is {num_nodes}: use 1 or more")
     here = process_count(accelerator, devices)
     _check_launcher(here, num_nodes)
-    right = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters") is True
+    right = finds_unused_parameters(strategy)
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if name in _COPYING or (right and strategy._start_method != "popen"):
+    if name in _COPYING or (right and not starts_commands(strategy)):
         raise UserError(
             f"trainer.strategy is {name}, which starts processes as copies of this one, but each must start "
             f"as a command of its own (from a notebook, train with one device): use auto or {_DDP}"
@@ -112,15 +116,6 @@ def _check_launcher(devices: int, num_nodes: int) -> None:
         )
 
 
-def launches(trainer: pl.Trainer) -> bool:
-    """Whether this process starts the others, which torchrun and srun do elsewhere."""
-    launcher = trainer.strategy.launcher
-    return (
-        isinstance(launcher, _SubprocessScriptLauncher)
-        and not launcher.cluster_environment.creates_processes_externally
-    )
-
-
 def settle(trainer: Any) -> None:
     """Call it once there is a trainer: it knows this process's rank, whatever variables were inherited.
 
@@ -130,11 +125,10 @@ def settle(trainer: Any) -> None:
     Raises:
         UserError: for an inherited variable that says otherwise than the trainer.
     """
-    if type(trainer._accelerator_connector.cluster_environment) is LightningEnvironment:
+    if type(cluster_environment(trainer)) is LightningEnvironment:
         _check_inherited(trainer)
-    setattr(rank_zero_only, "rank", trainer.global_rank)  # noqa: B010
-    # It talks to the other ranks from inside the handler, which can hang.
-    trainer._signal_connector.register_signal_handlers = lambda: None
+    set_rank(trainer.global_rank)
+    handle_no_signals(trainer)
     if launches(trainer):
         os.environ[_FIRST] = str(os.getpid())  # inherited
     elif _launched():

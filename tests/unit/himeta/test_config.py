@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, fields
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from hmrl.system.errors import UserError
 from hmrl.types import Acting
 from support.paths import CONFIGS
 
+ROOT = Path(__file__).parents[2]
 KEYS: dict[type, str] = {
     TaskEncoderConfig: "model.task_encoder",
     MacroVAEConfig: "model.macro_vae",
@@ -85,7 +87,12 @@ def test_wrong_values_are_named_with_their_key(cls: type, name: str, value: Any)
         cls(**{name: value})
 
 
-NUMBERS = [(c, f.name) for c in KEYS for f in fields(c) if f.type in ("int", "float", "float | None")]
+NUMBERS = [
+    (cls, name)
+    for cls in KEYS
+    for name, hint in get_type_hints(cls).items()
+    if hint in (int, float, float | None)
+]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), "many"])
@@ -93,6 +100,23 @@ NUMBERS = [(c, f.name) for c in KEYS for f in fields(c) if f.type in ("int", "fl
 def test_a_number_must_be_one_and_finite(cls: type, name: str, value: Any) -> None:
     with pytest.raises(UserError, match=re.escape(f"{KEYS[cls]}.{name} is {value!r}")):
         cls(**{name: value})
+
+
+@pytest.mark.parametrize("cls", [*KEYS, Acting])
+def test_ml10_says_what_the_defaults_are(cls: type) -> None:
+    """They stand in the classes, and in the file for whoever reads it."""
+    written: Any = yaml.safe_load((ROOT / "configs/ml10.yaml").read_text())
+    for key in KEYS.get(cls, "model.acting").split("."):
+        written = written[key]
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cls()).items()}
+    assert written == plain
+
+
+@pytest.mark.parametrize("cls", KEYS)
+def test_every_setting_is_checked(cls: type) -> None:
+    hints = get_type_hints(cls, include_extras=True)
+    free = {f.name for f in fields(cls) if get_origin(hints[f.name]) not in (Annotated, Literal)}
+    assert free <= {"state_dependent_std"}  # true or false
 
 
 @pytest.mark.parametrize(

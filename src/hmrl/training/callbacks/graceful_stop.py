@@ -11,11 +11,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from hmrl.system.errors import SharedError
 from hmrl.system.terminal import INTERRUPTED, ended_by, hold_signals, is_first_process, stop_signals
 from hmrl.training.callbacks.last_checkpoint import LastCheckpoint, between_epochs
+from hmrl.training.lightning_private import cluster_environment, kill_launched, requeue_handler
 
 
 class GracefulStop(pl.Callback):
@@ -50,11 +50,10 @@ class GracefulStop(pl.Callback):
     def _listen(self, trainer: pl.Trainer) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        connector: Any = trainer._signal_connector
         handlers: dict[int, Any] = dict.fromkeys(stop_signals(), self._handle)
-        environment = trainer._accelerator_connector.cluster_environment
+        environment = cluster_environment(trainer)
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self._requeue = connector._slurm_sigusr_handler_fn
+            self._requeue = requeue_handler(trainer)
             handlers[environment.requeue_signal or signal.SIGUSR1] = self._handle_requeue
         self._before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
         if trainer.world_size > 1:  # the second Ctrl-C, where this process waits for another
@@ -114,10 +113,8 @@ class GracefulStop(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """What stops the first rank alone must not leave the processes that it launched waiting for it."""
         hold_signals(False)
-        launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher) and not isinstance(exception, SharedError):
-            launcher.kill(signal.SIGKILL)
-            launcher.procs.clear()  # Lightning watches them, and would kill this process after them
+        if not isinstance(exception, SharedError):
+            kill_launched(trainer)
         self._hear_no_more()
 
     def _agree(self, trainer: pl.Trainer) -> None:
