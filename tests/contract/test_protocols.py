@@ -13,8 +13,8 @@ from hmrl.cli.main import main
 from hmrl.envs import Backend, benchmark, make_envs
 from hmrl.envs.benchmarks import Goals
 from hmrl.evaluation.baselines import AgentName
+from hmrl.evaluation.metaworld_protocol import make_trial_envs
 from hmrl.evaluation.protocols import Protocol, TrialConfig
-from hmrl.evaluation.recorded import make_trial_envs
 
 pytestmark = pytest.mark.simulator
 

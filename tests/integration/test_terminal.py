@@ -215,7 +215,7 @@ import numpy as np
 
 from hmrl.envs.benchmarks import Goals, benchmark
 from hmrl.envs.metaworld import MetaWorldEnvs
-from hmrl.evaluation.recorded import make_trial_envs
+from hmrl.evaluation.metaworld_protocol import make_trial_envs
 
 print("once")
 ml1 = benchmark("ML1", ["reach"], [])

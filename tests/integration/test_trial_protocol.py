@@ -11,8 +11,7 @@ import torch
 from metaworld.evaluation import metalearning_evaluation
 
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
-from hmrl.evaluation.metaworld_protocol import TrialAgent
-from hmrl.evaluation.recorded import RecordedEnvs
+from hmrl.evaluation.metaworld_protocol import RecordedEnvs, TrialAgent
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, ActorStep, Carry

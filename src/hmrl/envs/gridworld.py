@@ -9,13 +9,11 @@ does the same wherever it has been before, can only guess.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from hmrl.envs.benchmarks import GRID_WORLD, Goals
+from hmrl.envs.benchmarks import Goals
 from hmrl.envs.layouts import CELLS, layout
 from hmrl.types import EnvStep, FloatArray
 
@@ -23,7 +21,6 @@ STEP = 0.15  # the farthest a point gets in a simulator step, along each axis
 TOUCH = 1.0  # the farthest it feels a wall
 REACHED = 1.0  # cells from the goal: solved
 NEARNESS = 1.0  # how fast rewards fall with the length of the way, half a layout's width being 1
-_DIMS = GRID_WORLD.observation_dim
 
 
 class Points:
@@ -163,45 +160,3 @@ class GridWorldEnvs:
 
     def close(self) -> None:
         """There is no simulator to free."""
-
-
-class GridWorldEnv(gym.Env[FloatArray, FloatArray]):
-    """One environment of the grid world, for Gymnasium.
-
-    Args:
-        family: one of :mod:`hmrl.envs.layouts`.
-        horizon: simulator steps of an episode, after which it is truncated; it never terminates.
-        goal_visible, scale: as for :class:`GridWorldEnvs`.
-    """
-
-    def __init__(
-        self, family: str, horizon: int = GRID_WORLD.horizon, goal_visible: bool = False, scale: int = 1
-    ) -> None:
-        self.action_space = gym.spaces.Box(-1, 1, (GRID_WORLD.action_dim,), np.float32)
-        low, high = np.full(_DIMS, -scale, np.float32), np.full(_DIMS, scale, np.float32)
-        low[4:8], high[4:8] = 0, TOUCH
-        self.observation_space = gym.spaces.Box(low, high, dtype=np.float32)
-        self._horizon, self._goal_visible, self._elapsed = horizon, goal_visible, 0
-        self._points = Points([family], scale)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[FloatArray, dict[str, Any]]:
-        """Start an episode; goal and start are a function of ``seed``, or drawn anew without one."""
-        super().reset(seed=seed)
-        self._points.place([int(self.np_random.integers(2**31)) if seed is None else seed])
-        self._elapsed = 0
-        return self._points.observe(self._goal_visible)[0], {}
-
-    def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """One simulator step; ``info`` holds ``success`` alone."""
-        reward, success = self._points.move(np.asarray(action)[None])
-        self._elapsed += 1
-        observation = self._points.observe(self._goal_visible)[0]
-        return (
-            observation,
-            float(reward[0]),
-            False,
-            self._elapsed >= self._horizon,
-            {"success": bool(success[0])},
-        )

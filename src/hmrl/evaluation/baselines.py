@@ -16,9 +16,13 @@ from hmrl.types import Acting, ActorStep, Agent, Carry
 AgentName = Literal["policy", "expert", "random"]
 
 
-def _without_memory(batch_size: int) -> Carry:
-    nothing = torch.zeros(batch_size, 0)
-    return Carry((), nothing, nothing, nothing, torch.zeros(batch_size, 1, dtype=torch.int64))
+class Memoryless:
+    """An agent that remembers nothing and needs no levels."""
+
+    def initial_carry(self, batch_size: int) -> Carry:
+        """No memory."""
+        nothing = torch.zeros(batch_size, 0)
+        return Carry((), nothing, nothing, nothing, torch.zeros(batch_size, 1, dtype=torch.int64))
 
 
 def _step(action: Tensor) -> ActorStep:
@@ -27,7 +31,7 @@ def _step(action: Tensor) -> ActorStep:
     return ActorStep(action, action.new_zeros(len(action)), nothing, nothing)
 
 
-class ScriptedExpert:
+class ScriptedExpert(Memoryless):
     """Meta-World's own policies, one an environment. They must be shown the goal, which agents never are.
 
     Args:
@@ -46,7 +50,7 @@ class ScriptedExpert:
         """Experts of their own for ``batch_size`` environments, which must be those of the constructor."""
         self._policies = [make() for make in self._make]
         assert len(self._policies) == batch_size
-        return _without_memory(batch_size)
+        return super().initial_carry(batch_size)
 
     def act(
         self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting
@@ -57,7 +61,7 @@ class ScriptedExpert:
         return _step(torch.from_numpy(actions).float()), carry
 
 
-class GridWorldExpert:
+class GridWorldExpert(Memoryless):
     """Goes the shortest way through the grid world to the goal, which it must be shown.
 
     Args:
@@ -70,10 +74,6 @@ class GridWorldExpert:
     def __init__(self, families: Sequence[str], scale: int) -> None:
         self._points = Points(families, scale)
 
-    def initial_carry(self, batch_size: int) -> Carry:
-        """No memory."""
-        return _without_memory(batch_size)
-
     def act(
         self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting
     ) -> tuple[ActorStep, Carry]:
@@ -84,7 +84,7 @@ class GridWorldExpert:
         return _step(torch.from_numpy((target - position) / STEP).float()), carry
 
 
-class RandomAgent:
+class RandomAgent(Memoryless):
     """Uniform actions in [-1, 1], from torch's global generator.
 
     Args:
@@ -94,10 +94,6 @@ class RandomAgent:
 
     def __init__(self, decision_interval: int, action_dim: int = ACTION_DIM) -> None:
         self.decision_interval, self._action_dim = decision_interval, action_dim
-
-    def initial_carry(self, batch_size: int) -> Carry:
-        """No memory."""
-        return _without_memory(batch_size)
 
     def act(
         self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -19,6 +18,8 @@ from hmrl.rollouts.collect import collect, seeded
 from hmrl.rollouts.stream import RolloutStream
 from hmrl.system.distributed import rank_and_world_size, together
 from hmrl.types import Acting, Rollout, Split, TaskEnvs
+
+Evaluated = Rollout | Trials
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,13 @@ class Evaluator:
         # Experts and random agents have no levels to act in several ways with.
         self._modes = modes if evaluation.config.agent == "policy" else modes[:1]
 
-    def streams(self) -> list[RolloutStream[Any]]:
+    def streams(self) -> list[RolloutStream[Evaluated]]:
         """Train families, then test families, in every mode."""
-        make = self._trials if self._evaluation.config.protocol == "meta_world" else self._rollouts
+        official = self._evaluation.config.protocol == "meta_world"
+        make = self._trials if official else self._rollouts
         return [make("train"), make("test")]
 
-    def _rollouts(self, split: Split) -> RolloutStream[Any]:
+    def _rollouts(self, split: Split) -> RolloutStream[Evaluated]:
         evaluation, config, bench = self._evaluation, self._evaluation.config, self._evaluation.benchmark
         goals, stride = evaluation.goals[split], config.envs_per_family
         rounds = config.goals // stride
@@ -111,7 +113,7 @@ class Evaluator:
         acts = agent == "random" or (agent == "policy" and self._policy.is_random(acting))
         return acts or self._evaluation.perturbation.is_random()
 
-    def _trials(self, split: Split) -> RolloutStream[Any]:
+    def _trials(self, split: Split) -> RolloutStream[Evaluated]:
         """Meta-World's own evaluation, a mode at a time."""
         evaluation = self._evaluation
 

@@ -91,10 +91,10 @@ class TrajectoryReplay:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave; of a larger replay, the newest rollouts."""
         self.clear()
-        self.episodes = int(state.get("episodes", 1))
+        self.episodes = state["episodes"]
         if not state["size"]:
             return
-        rollout = _rollouts(state)
+        rollout: Tensor = state["rollout"].clone()
         was_filled = rollout >= 0
         _forget(rollout, self.capacity)
         kept = (rollout >= 0)[was_filled]  # of the trials that the state holds
@@ -127,18 +127,6 @@ def _forget(rollout: Tensor, size: int) -> None:
         rollout[rollout == filled.min()] = -1
 
 
-def _rollouts(state: dict[str, Any]) -> Tensor:
-    """The rollout of every slot of a state that is not empty, a copy; -1: empty. ``[slots]``
-
-    A state of before rollouts were told apart names the slot ``next``: each trial counts as a rollout, and is
-    forgotten by itself.
-    """
-    if "rollout" in state:
-        found: Tensor = state["rollout"].clone()
-        return found
-    return (torch.arange(state["size"]) - int(state["next"])) % int(state["size"])
-
-
 def deal(states: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any]:
     """One rank's share of the replays that another number of ranks has left: every trial goes to one.
 
@@ -152,7 +140,7 @@ def deal(states: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[s
     order: list[tuple[int, int, int, int]] = []  # age, family, former rank, trial
     for former, state in enumerate(states):
         if state["size"]:
-            rollout = _rollouts(state)
+            rollout: Tensor = state["rollout"]
             age = (rollout - rollout.max())[rollout >= 0].tolist()
             trials = range(state["size"])
             order += zip(age, state["family"].tolist(), [former] * len(age), trials, strict=True)
@@ -161,4 +149,4 @@ def deal(states: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[s
     trials_of = {name: torch.stack([states[former][name][i] for *_, former, i in mine]) for name in names}
     rollout = torch.tensor([age for age, *_ in mine], dtype=torch.long)
     rollout = rollout - rollout.min() if mine else rollout
-    return {"size": len(mine), "episodes": states[0].get("episodes", 1), "rollout": rollout, **trials_of}
+    return {"size": len(mine), "episodes": states[0]["episodes"], "rollout": rollout, **trials_of}

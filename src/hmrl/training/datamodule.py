@@ -14,7 +14,7 @@ from hmrl.envs import Backend, Benchmark, benchmark, make_envs
 from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals
 from hmrl.envs.wrappers.perturb import Perturbation, sensors_of
 from hmrl.envs.wrappers.shown import as_seen
-from hmrl.evaluation.evaluator import Evaluation, Evaluator
+from hmrl.evaluation.evaluator import Evaluated, Evaluation, Evaluator
 from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig, default_modes
 from hmrl.himeta.config import as_config
 from hmrl.himeta.policy import HierarchicalPolicy
@@ -265,8 +265,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
         rank, world_size = rank_and_world_size()
         key = (self.seed, stream, int(goals.split == "test"))
         first_slot = rank * (envs_per_family // world_size)
-        where = self.sensors, key, first_slot, envs_per_family, age
-        return as_seen(envs, perturbation, *where, families=self.families if family_visible else None)
+        families = self.families if family_visible else None
+        return as_seen(envs, perturbation, self.sensors, key, first_slot, envs_per_family, age, families)
 
     def _training_envs(self, families: Sequence[str]) -> TaskEnvs:
         """Of ``families``, as many as of all of them."""
@@ -300,11 +300,11 @@ class MetaWorldDataModule(pl.LightningDataModule):
         # The iteration is the trial's number, too: it resumes with the weights.
         return self._collector.draw(learner.policy, learner.acting, int(learner.iteration), families)
 
-    def val_dataloader(self) -> list[RolloutStream[Any]]:
+    def val_dataloader(self) -> list[RolloutStream[Evaluated]]:
         """Train families, then test families, in every mode."""
         return self._evaluator(self.validation, _VALIDATION).streams()
 
-    def test_dataloader(self) -> list[RolloutStream[Any]]:
+    def test_dataloader(self) -> list[RolloutStream[Evaluated]]:
         """Train families, then test families, in every mode."""
         return self._evaluator(self.test, _TEST).streams()
 

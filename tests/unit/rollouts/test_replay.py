@@ -208,35 +208,11 @@ def test_a_replay_of_another_capacity_takes_over_the_newest_rollouts(capacity: i
     assert contents(replay) == [*held[0 if capacity == 9 else 2 :], 8, 9]
 
 
-def of_before(capacity: int, first: int, count: int) -> dict[str, Any]:
-    """What a ring of before left, after ``count`` episodes of which it holds the last ``capacity``."""
-    state = filled(capacity, min(count, capacity)).state_dict()
-    del state["rollout"]
-    number = torch.arange(min(count, capacity))
-    if count > capacity:  # slot i holds the last episode whose number is i modulo the capacity
-        number = count - 1 - (count - 1 - number) % capacity
-    return {**state, "family": first + number, "next": count % capacity if count > capacity else count}
-
-
-@pytest.mark.parametrize("capacity", [8, 5, 20])
-def test_a_state_of_before_rollouts_were_told_apart_goes_on_from_its_oldest(capacity: int) -> None:
-    replay = TrajectoryReplay(capacity)
-    replay.load_state_dict(of_before(8, 0, 20))
-    assert contents(replay) == list(range(max(12, 20 - capacity), 20))
-    replay.append(numbered(20, 4))
-    assert contents(replay) == list(range(max(12, 24 - capacity), 24))
-    if capacity == 8:  # as the ring would
-        assert replay.state_dict()["family"].tolist() == [16, 17, 18, 19, 20, 21, 22, 23]  # type: ignore[union-attr]
-
-
 # --- dealt out to another number of processes -----------------------------------------------------
 
 
 def shares(world_size: int, *replays: TrajectoryReplay) -> list[dict[str, Any]]:
-    return shares_of_states(world_size, *(replay.state_dict() for replay in replays))
-
-
-def shares_of_states(world_size: int, *states: dict[str, Any]) -> list[dict[str, Any]]:
+    states = [replay.state_dict() for replay in replays]
     return [deal(states, rank, world_size) for rank in range(world_size)]
 
 
@@ -299,12 +275,6 @@ def test_processes_that_cannot_hold_all_keep_the_newest_rollouts(after: int) -> 
 def one_more(count: int) -> Rollout:
     family = torch.arange(2).repeat_interleave(count // 2)
     return random_rollout(count, family=family, reward=torch.full((T, count), 900.0))
-
-
-def test_states_of_before_are_dealt_oldest_first() -> None:
-    (share,) = shares_of_states(1, of_before(5, 0, 8), of_before(5, 100, 8))
-    assert share["family"].tolist() == [3, 103, 4, 104, 5, 105, 6, 106, 7, 107]
-    assert share["rollout"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_nothing_is_dealt_as_nothing() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,16 +11,23 @@ from hmrl.types import EnvStep, FloatArray, TaskEnvs
 
 
 def as_seen(
-    envs: TaskEnvs, perturbation: Perturbation, *where: Any, families: Sequence[str] | None
+    envs: TaskEnvs,
+    perturbation: Perturbation,
+    sensors: Sequence[int],
+    key: tuple[int, ...],
+    first_slot: int,
+    stride: int,
+    age: int | None,
+    families: Sequence[str] | None,
 ) -> TaskEnvs:
     """``envs`` behind ``perturbation``, if it is one, and with their family, if they are to be told.
 
     Args:
-        where: further arguments of :class:`PerturbedEnvs`.
+        sensors, key, first_slot, stride, age: of :class:`PerturbedEnvs`.
         families: of :class:`ShownFamilies`, or None where families are hidden.
     """
     if perturbation != Perturbation():
-        envs = PerturbedEnvs(envs, perturbation, *where)
+        envs = PerturbedEnvs(envs, perturbation, sensors, key, first_slot, stride, age)
     return envs if families is None else ShownFamilies(envs, families)
 
 

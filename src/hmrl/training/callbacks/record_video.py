@@ -100,9 +100,8 @@ class Video(pl.Callback):
             perturbation = data.test.perturbation_within(data.perturbation)
             key = (data.seed, _STREAM, int(split == "test"))
             age = int(module.iteration) * data.episodes_per_trial
-            where = data.sensors, key, 0, 1, age
             told = data.families if shown["family_visible"] else None
-            seen = as_seen(envs, perturbation, *where, families=told)
+            seen = as_seen(envs, perturbation, data.sensors, key, 0, 1, age, told)
             filmed = FilmedEnvs(seen, camera, self.every)
             with seeded(*key, families.index(family)):
                 rollout = collect(
