@@ -78,7 +78,7 @@ OPTIONS = [
     ("--data.replay_trajectories 0", "data.replay_trajectories", "0", "1 or more"),
     ("--data.replay_trajectories 19", "data.replay_trajectories", "19", "20 trials, one an environment"),
     # curriculum
-    ("--data.curriculum.cycles 0", "data.curriculum.cycles", "0", "at least 1"),
+    ("--data.curriculum.cycles 0", "data.curriculum.cycles", "0", "1 or more"),
     ("--data.curriculum.blocks joint", "data.curriculum.blocks", "joint", "one_after_another or a list"),
     ("--data.curriculum.blocks []", "data.curriculum.blocks", "[]", "one or more blocks"),
     ("--data.curriculum.blocks [[reach],[lift]]", "data.curriculum.blocks", "'lift'", "some of reach, push,"),

@@ -186,7 +186,7 @@ def _macro_findings(
 ) -> MacroFindings:
     axes = min(_AXES, len(body), episodes.action.shape[-1])
     hand = episodes.observation[..., list(body[:axes])]
-    moved = displacement(hand, _goal_steps(policy, vae, episodes))
+    moved = displacement(hand, _goals(policy, vae, episodes))
     action, z = episodes.action, episodes.macro_action
     correlations, agreed, by_chance = [], [], []
     for mine in _families(episodes).values():
@@ -225,7 +225,7 @@ def decoder_errors(
     assert policy.macro_vae is not None
     state = policy.normalize(episodes.observation)
     ego = state[..., policy.ego_indices]
-    target = displacement(ego, _goal_steps(policy, vae, episodes))
+    target = displacement(ego, _goals(policy, vae, episodes))
     z = policy.macro_action(state[:-1], episodes.task_belief[:-1], Acting(macro_action="mean"))  # not held
     informed, uninformed = decoded_with_and_without(policy.macro_vae, ego[:-1], z, z.mean((0, 1)))
     errors = [
@@ -239,7 +239,7 @@ def decoder_errors(
     return informed_error, uninformed_error
 
 
-def _goal_steps(policy: HierarchicalPolicy, vae: MacroVAEConfig, episodes: Episodes) -> Tensor:
+def _goals(policy: HierarchicalPolicy, vae: MacroVAEConfig, episodes: Episodes) -> Tensor:
     """Goal steps of the VAE's strategy ``[T, N]``; only sub-tasks take the belief's probabilities."""
     probabilities = episodes.task_belief  # for its shape
     if vae.goal == "sub_task":  # what acted may be a noisy sample of them

@@ -86,10 +86,7 @@ def world_of(name: str) -> World:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Names without Meta-World's ``-v3`` suffix, in Meta-World's order.
-
-    Its checks raise a UserError that names ``key``, where the setting stands, as "data.backend".
-    """
+    """Names without Meta-World's ``-v3`` suffix, in Meta-World's order."""
 
     name: str
     train: tuple[str, ...]
@@ -105,7 +102,14 @@ class Benchmark:
         return GOALS_PER_FAMILY if backend in ("metaworld", "metaworld_async") else None
 
     def check_backend(self, key: str, backend: Backend) -> None:
-        """Refuse a simulator of another world."""
+        """Refuse a simulator of another world.
+
+        Args:
+            key: where it is set, as "data.backend".
+
+        Raises:
+            UserError: with those that can run this benchmark.
+        """
         if backend not in self.world.backends:
             raise UserError(
                 f"{key} is {backend}, which cannot run data.benchmark {self.name}: use "
@@ -113,7 +117,14 @@ class Benchmark:
             )
 
     def check_installed(self, key: str, backend: Backend) -> None:
-        """Refuse EnvPool where it is missing: it is not to be had for every platform."""
+        """Refuse EnvPool where it is missing: it is not to be had for every platform.
+
+        Args:
+            key: where it is set, as "data.backend".
+
+        Raises:
+            UserError: with what works everywhere.
+        """
         if backend == "envpool" and find_spec("envpool") is None:
             raise UserError(
                 f"{key} is envpool, which is not installed: use metaworld or metaworld_async, or "
@@ -121,7 +132,14 @@ class Benchmark:
             )
 
     def check_goals(self, key: str, goals: int, backend: Backend) -> None:
-        """Refuse more fixed goals a family than a simulator has."""
+        """Refuse more fixed goals a family than a simulator has.
+
+        Args:
+            key: where it is set, as "data.test.goals".
+
+        Raises:
+            UserError: with their number.
+        """
         if (fixed := self.fixed_goals(backend)) and goals > fixed:
             raise UserError(
                 f"{key} is {goals}, but Meta-World has {fixed} goals a family: use no more, or the envpool "
@@ -129,7 +147,14 @@ class Benchmark:
             )
 
     def check_horizon(self, key: str, horizon: int) -> None:
-        """Refuse episodes longer than the world's, or empty ones."""
+        """Refuse episodes longer than the world's, or empty ones.
+
+        Args:
+            key: where it is set, as "data.horizon".
+
+        Raises:
+            UserError: with what is allowed.
+        """
         if not 1 <= horizon <= self.world.horizon:
             raise UserError(f"{key} is {horizon}: use 1 to {self.world.horizon}, the length of an episode")
 

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from hmrl.envs import Backend, Benchmark
 from hmrl.envs.benchmarks import GOALS_PER_FAMILY, Goals, same_goals
 from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.evaluation.baselines import AgentName
-from hmrl.himeta.rules import AT_LEAST_1, Rule, one_of, require
 from hmrl.system.errors import UserError
 from hmrl.types import Acting, Split
 
 Protocol = Literal["first_episode", "paper", "meta_world"]
-_BATCH = Rule("1 or more, or null", lambda x: x is None or x >= 1)
-_GOALS = Rule(
-    f"1 to {GOALS_PER_FAMILY}, the goals that Meta-World has for a family",
-    lambda x: 1 <= x <= GOALS_PER_FAMILY,
-)
 
 
 @dataclass
@@ -78,7 +72,9 @@ class EvaluationConfig:
         Raises:
             UserError: naming the setting.
         """
-        require(self, key, protocol=one_of(Protocol), agent=one_of(AgentName))
+        for name, allowed in (("protocol", Protocol), ("agent", AgentName)):
+            if (value := getattr(self, name)) not in get_args(allowed):
+                raise UserError(f"{key}.{name} is {value!r}: use one of {', '.join(get_args(allowed))}")
         perturbation.check_evaluation(key, self.perturbation, self.protocol)
         own = self.backend or backend
         bench.check_backend(f"{key}.backend", own)
@@ -165,8 +161,16 @@ class TrialConfig:
     total_tasks_per_cls: int = 40
 
     def __post_init__(self) -> None:
-        counts = dict.fromkeys(("num_evals", "adaptation_episodes", "evaluation_episodes"), AT_LEAST_1)
-        require(self, "data.trials", **counts, meta_batch_size=_BATCH, total_tasks_per_cls=_GOALS)
+        for name in ("num_evals", "adaptation_episodes", "evaluation_episodes"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"data.trials.{name} is {value}: use 1 or more")
+        if self.meta_batch_size is not None and self.meta_batch_size < 1:
+            raise UserError(f"data.trials.meta_batch_size is {self.meta_batch_size}: use 1 or more, or null")
+        if not 1 <= self.total_tasks_per_cls <= GOALS_PER_FAMILY:
+            raise UserError(
+                f"data.trials.total_tasks_per_cls is {self.total_tasks_per_cls}: use 1 to "
+                f"{GOALS_PER_FAMILY}, the goals that Meta-World has for a family"
+            )
 
     def check(self, key: str, splits: Iterable[Sequence[str]], world_size: int) -> None:
         """Refuse what could not be evaluated.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hmrl.himeta.rules import AT_LEAST_1, require
 from hmrl.system.errors import UserError
 
 _ONE_AFTER_ANOTHER = "one_after_another"
@@ -35,7 +34,9 @@ class CurriculumConfig:
     clear_replay: bool = False
 
     def __post_init__(self) -> None:
-        require(self, "data.curriculum", env_steps_per_block=AT_LEAST_1, cycles=AT_LEAST_1)
+        for name in ("env_steps_per_block", "cycles"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"data.curriculum.{name} is {value}: use 1 or more")
         if isinstance(self.blocks, str) and self.blocks != _ONE_AFTER_ANOTHER:
             raise UserError(
                 f"data.curriculum.blocks is {self.blocks!r}, but it must be {_ONE_AFTER_ANOTHER} or a list "

@@ -412,20 +412,14 @@ def test_plain_mappings_do() -> None:
         ({"noise_std": np.inf}, r"data.p.noise_std is inf"),
         ({"missing": Missing(1.5)}, r"data.p.missing.probability is 1.5, but it must be in \[0, 1\]"),
         ({"missing": Missing(-0.5)}, r"data.p.missing.probability is -0.5"),
-        (
-            {"missing": Missing(part="all")},
-            r"data.p.missing.part is 'all', but it must be one of observation, sensor",
-        ),  # type: ignore[arg-type]
-        ({"missing": Missing(shown="x")}, r"data.p.missing.shown is 'x', but it must be one of zeros, last"),  # type: ignore[arg-type]
+        ({"missing": Missing(part="all")}, r"data.p.missing.part is 'all': use observation or sensor"),  # type: ignore[arg-type]
+        ({"missing": Missing(shown="x")}, r"data.p.missing.shown is 'x': use zeros or last"),  # type: ignore[arg-type]
         ({"action_gain": Change()}, r"data.p.action_gain.size is 0.0, but it must be finite and not 0"),
         ({"reward_scale": Change(size=np.nan)}, r"data.p.reward_scale.size is nan"),
-        (
-            {"reward_scale": Change("step", 1.0)},
-            r"data.p.reward_scale.kind is 'step', but it must be one of linear",
-        ),  # type: ignore[arg-type]
+        ({"reward_scale": Change("step", 1.0)}, r"data.p.reward_scale.kind is 'step': use one of linear"),  # type: ignore[arg-type]
         (
             {"observation_bias": Change("jump", 1.0, 0)},
-            r"data.p.observation_bias.over_episodes is 0, but it must be 1 or more .*, or null",
+            r"data.p.observation_bias.over_episodes is 0: use 1 or more .*, or null",
         ),
     ],
 )

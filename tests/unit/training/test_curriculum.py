@@ -67,8 +67,8 @@ def test_one_after_another_is_every_family_alone_in_the_benchmarks_order() -> No
             {},
             "env_steps_per_block is 59, but one iteration has 60: use that or more",
         ),
-        ("one_after_another", 0, {}, "env_steps_per_block is 0, but it must be at least 1"),
-        ("one_after_another", 60, {"cycles": 0}, "cycles is 0, but it must be at least 1"),
+        ("one_after_another", 0, {}, "env_steps_per_block is 0: use 1 or more"),
+        ("one_after_another", 60, {"cycles": 0}, "cycles is 0: use 1 or more"),
     ],
 )
 def test_mistakes_in_a_curriculum_are_refused(

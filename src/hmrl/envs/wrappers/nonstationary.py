@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from math import inf
+from typing import Literal, get_args
 
 import numpy as np
 
-from hmrl.himeta.rules import FINITE, Rule, one_of, require
+from hmrl.system.errors import UserError
 from hmrl.types import FloatArray
 
 Kind = Literal["linear", "random_walk", "jump"]
-_SIZE = Rule("finite and not 0 (null in the place of it all: no change)", lambda x: x and FINITE.holds(x))
-_OVER_EPISODES = Rule(
-    "1 or more episodes of training, or null for a change within each episode", lambda x: x is None or x >= 1
-)
 
 
 @dataclass
@@ -38,10 +35,23 @@ class Change:
     def check(self, key: str) -> None:
         """Refuse what could not be done.
 
+        Args:
+            key: where these settings stand, as "data.perturbation.action_gain".
+
         Raises:
-            UserError: naming the setting; all of them stand at ``key``.
+            UserError: naming the setting.
         """
-        require(self, key, kind=one_of(Kind), size=_SIZE, over_episodes=_OVER_EPISODES)
+        if self.kind not in get_args(Kind):
+            raise UserError(f"{key}.kind is {self.kind!r}: use one of {', '.join(get_args(Kind))}")
+        if not 0 < abs(self.size) < inf:
+            raise UserError(
+                f"{key}.size is {self.size}, but it must be finite and not 0: set {key} to null for no change"
+            )
+        if self.over_episodes is not None and self.over_episodes < 1:
+            raise UserError(
+                f"{key}.over_episodes is {self.over_episodes}: use 1 or more episodes of training, or null "
+                "for a change within each episode"
+            )
 
     def course(self, length: int, width: int, rng: np.random.Generator) -> FloatArray:
         """How far ``width`` numbers are from their values at the moments 0 to ``length``.

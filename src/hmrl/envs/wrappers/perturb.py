@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from math import inf
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from hmrl.envs.wrappers.nonstationary import Change
-from hmrl.himeta.rules import FROM_0_TO_1, NOT_NEGATIVE, one_of, require
 from hmrl.system.errors import UserError
 from hmrl.types import EnvStep, FloatArray, TaskEnvs
 
@@ -132,9 +132,14 @@ class Perturbation:
         Raises:
             UserError: naming the setting.
         """
-        require(self, key, noise_std=NOT_NEGATIVE)
-        rules = {"probability": FROM_0_TO_1, "part": one_of(Part), "shown": one_of(Shown)}
-        require(self.missing, f"{key}.missing", **rules)
+        if not 0 <= self.noise_std < inf:
+            raise UserError(f"{key}.noise_std is {self.noise_std}, but it must be 0 or more and finite")
+        missing = self.missing
+        if not 0 <= missing.probability <= 1:
+            raise UserError(f"{key}.missing.probability is {missing.probability}, but it must be in [0, 1]")
+        for name, allowed in (("part", Part), ("shown", Shown)):
+            if (value := getattr(missing, name)) not in get_args(allowed):
+                raise UserError(f"{key}.missing.{name} is {value!r}: use {' or '.join(get_args(allowed))}")
         for name in _CHANGES:
             change: Change | None = getattr(self, name)
             if change:
