@@ -15,7 +15,6 @@ from hmrl.results import study
 from hmrl.results.methods import group
 from hmrl.results.reading import read_run
 from hmrl.system.errors import UserError
-
 from support.reported import result, rising, write_metrics, write_result, write_seed
 
 RATES = {"train": [0.2, 0.6], "test": [0.1]}
