@@ -75,10 +75,15 @@ def test_a_second_fit_of_a_trainer_loses_nothing(overwrite: bool, tmp_path: Path
     assert tmp_path / "test-first_episode.json" in before
 
 
-def test_a_second_fit_of_a_trainer_continues_the_first_if_it_is_given_its_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["last.ckpt", "last"])
+def test_a_second_fit_of_a_trainer_continues_the_first_if_it_is_given_its_checkpoint(
+    name: str, tmp_path: Path
+) -> None:
     run = fit_iterations(tmp_path, 1)
     run.trainer.test(run.module, datamodule=run.data, verbose=False)
-    fit_again(run, 2, ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"))
+    checkpoints = tmp_path / "checkpoints"
+    os.utime(checkpoints / "last.weights.ckpt", (2e9, 2e9))  # as a copy may leave it
+    fit_again(run, 2, ckpt_path=name if name == "last" else str(checkpoints / name))
     assert steps(tmp_path) == [STEPS, 2 * STEPS]
     assert (tmp_path / "test-first_episode.json").is_file()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
@@ -63,3 +65,14 @@ def requeue_handler(trainer: Any) -> Callable[[int, Any], None]:
     """Lightning's handler of SLURM's signal, which saves a checkpoint and requeues the job."""
     handler: Callable[[int, Any], None] = trainer._signal_connector._slurm_sigusr_handler_fn
     return handler
+
+
+def last_is(trainer: pl.Trainer, find: Callable[[], Path | None]) -> None:
+    """What ``fit(ckpt_path="last")`` continues from; Lightning chooses by file times, and exports, too."""
+
+    def last(trainer: pl.Trainer) -> set[str]:
+        return {str(path)} if (path := find()) else set()
+
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            callback._find_last_checkpoints = last  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,10 +21,11 @@ from hmrl.training.callbacks import (
     SuccessRate,
 )
 from hmrl.training.checkpoint import AtomicCheckpointIO
+from hmrl.training.lightning_private import last_is
 from hmrl.training.loggers import WandbConfig, loggers
 from hmrl.training.prechecks import check_trainer
 from hmrl.training.processes import accelerator_for, settle, strategy_for
-from hmrl.training.run_directory import checkpoint_dir
+from hmrl.training.run_directory import checkpoint_dir, newest_checkpoint
 
 # One epoch is one iteration and the budget ends the run; the sanity check would step environments.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -71,8 +73,8 @@ def make_trainer(
 ) -> pl.Trainer:
     """The trainer behind ``hmrl fit``, for use from Python.
 
-    A fit whose ``ckpt_path`` is one of the run's checkpoints continues it, logs included. Any other fit is
-    refused where there is a run, or results, already.
+    A fit whose ``ckpt_path`` is one of the run's checkpoints, or "last", continues it, logs included. Any
+    other fit is refused where there is a run, or results, already.
 
     Args:
         run_dir: logs, checkpoints and results go there.
@@ -114,4 +116,5 @@ def make_trainer(
     )
     trainer = pl.Trainer(callbacks=[*ours, *(callbacks or [])], **options)
     settle(trainer)
+    last_is(trainer, partial(newest_checkpoint, run_dir))
     return trainer
