@@ -335,8 +335,7 @@ class HierarchicalMetaRL(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Refuse what :func:`check_deviations` refuses, however the weights were loaded."""
         if self._loaded:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            modes = data.modes if data else {}
+            modes = getattr(self.trainer.datamodule, "modes", {})  # type: ignore[attr-defined]
             check_deviations(self._loaded, modes.values(), training=self.trainer.state.fn == "fit")
 
     on_validation_start = on_test_start = on_fit_start
