@@ -57,6 +57,7 @@ def test_ml10_is_complete(printed_config: Callable[..., dict[str, Any]]) -> None
         assert dict(leaves(written[section])) == dict(leaves(printed[section])), section
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_changes_what_it_says_and_nothing_else(
     overlay: str, printed_config: Callable[..., dict[str, Any]]

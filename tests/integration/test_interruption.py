@@ -108,6 +108,7 @@ def test_sigterm_ends_the_process_in_order(assert_goes_on: GoesOn, tmp_path: Pat
     assert_goes_on(tmp_path / "run", *LAST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "signum"),
     [("collecting", SIGINT), ("learning", SIGTERM), ("evaluating", SIGTERM), ("saving", SIGINT)],

@@ -59,6 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return fit_iterations(folder, 2, callbacks=[Latents(str(folder))])
 
 
+@pytest.mark.slow
 def test_every_evaluation_is_logged_by_environment_steps(run: Run) -> None:
     rows = [row for row in run.rows if latents_of(row)]
     assert [int(float(row["step"])) for row in rows] == [STEPS, 2 * STEPS]
@@ -155,6 +156,7 @@ def test_a_validation_is_looked_at_whatever_its_number(plain: Run) -> None:
     assert latents_of(logged) == PROBES | MACRO  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_too_few_episodes_to_probe(plain: Run, tmp_path: Path) -> None:
     data = toy_data(test=EvaluationConfig(1, 1))
     logged, _ = evaluate(plain, "test", data, Latents(str(tmp_path)))
