@@ -372,7 +372,7 @@ OVERLAYS = [
     ("overwrite: true", "overwrite", "True", "belongs to one command"),
     ("seed_everything: null", "seed_everything", "null", "a whole number from 0"),
     ("model: null", "model", "null", "a mapping"),
-    ("model: {ppo: [1, 2]}", "model.ppo", "[1, 2]", "a mapping of keys to values"),
+    ("model: {ppo: [1, 2]}", "model.ppo", "[1, 2]", "a mapping"),
     ("model: {ppo: fast}", "model.ppo", "fast", "a mapping of keys to values"),
     (
         "data: {modes: {sampled: {}, other: {permute: all}}}",

@@ -289,7 +289,7 @@ def test_a_bad_checkpoint_is_refused_and_runs_no_code(
             "model.actor_critic.actor_hidden is [8] there and [7] here",
         ),
         ("--model.decision_interval 3", "model.decision_interval is 2 there and 3 here"),
-        ("--data.benchmark ML45", "model.families is ['reach', "),
+        ("--data.benchmark ML45 --data.replay_trajectories 90", "model.families is ['reach', "),
     ],
 )
 def test_a_changed_network_is_named_before_anything_is_written(
