@@ -177,6 +177,7 @@ class Interrupting:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting())
+sys.argv = ["hmrl", "fit"]
 from hmrl.__main__ import command
 command()
 """

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.simulator]
 _BLOCKED = """
 import sys
 sys.modules["envpool"] = None  # any import of it fails
-import hmrl.cli.main
-hmrl.cli.main(sys.argv[1:])
+from hmrl.cli.main import main
+main(sys.argv[1:])
 """
 _REACH = ["--data.benchmark", "ML1", "--data.train_families", "[reach]", "--data.envs_per_family", "4"]
 

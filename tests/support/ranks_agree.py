@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 import hmrl.himeta.losses
+import hmrl.rollouts.collector
 import hmrl.training.module
 from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
@@ -41,12 +43,7 @@ class FixedRollouts(ToyDataModule):
     """Every process acts in all environments and keeps the episodes of its own.
 
     So the episodes, and what was drawn when acting, are the same whatever the number of processes.
-
-    Args:
-        kl: of each process, how far the log-probabilities that acted are moved from those that were.
     """
-
-    kl: tuple[float, ...] = (0.0, 0.0)
 
     def make_envs(self, backend: Any, goals: Any, envs_per_family: int, **options: Any) -> Any:
         names = self.benchmark.families(goals.split)
@@ -54,16 +51,20 @@ class FixedRollouts(ToyDataModule):
         slots = [slot for _ in names for slot in range(envs_per_family)]
         return ToyEnvs(families, goals, slots, envs_per_family, self.horizon, self.episodes)
 
-    def collect(self, envs: Any, agent: Any, key: tuple[int, ...], split: Any, **options: Any) -> Rollout:
-        rank, world_size = rank_and_world_size()
-        with seeded(self.seed, *key):
-            families = self.benchmark.families(split)
-            rollout = collect(envs, agent, families=families, split=split, **options)
-            # As if the policy had moved since: ratios are not one, and some are clipped.
-            log_prob = rollout.log_prob + 0.2 * torch.randn_like(rollout.log_prob) + self.kl[rank]
-        rollout = replace(rollout, log_prob=log_prob)
-        slot = torch.arange(len(envs.families)) % ENVS
-        return columns(rollout, slot // (ENVS // world_size) == rank)
+
+def of_its_own(envs: Any, agent: Any, *, episode: int, kl: tuple[float, ...], **options: Any) -> Rollout:
+    """In the place of ``collect``: this process's episodes of a rollout that is the same in all.
+
+    Args:
+        kl: of each process, how far the log-probabilities that acted are moved from those that were.
+    """
+    rank, world_size = rank_and_world_size()
+    with seeded(1, 0, episode):
+        rollout = collect(envs, agent, episode=episode, **options)
+        # As if the policy had moved since: ratios are not one, and some are clipped.
+        log_prob = rollout.log_prob + 0.2 * torch.randn_like(rollout.log_prob) + kl[rank]
+    slot = torch.arange(len(envs.families)) % ENVS
+    return columns(replace(rollout, log_prob=log_prob), slot // (ENVS // world_size) == rank)
 
 
 def columns(rollout: Rollout, chosen: Tensor) -> Rollout:
@@ -106,7 +107,7 @@ class Learning(pl.Callback):
         self.gradients.append({})
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        level = list(pl_module._rates)[trainer.optimizers.index(optimizer)]
+        level = list(pl_module._settings)[trainer.optimizers.index(optimizer)]
         self.steps[level] += 1
         parameters = pl_module.policy.get_submodule(level).parameters()
         self.gradients[-1].setdefault(level, [p.grad.clone() for p in parameters])
@@ -119,12 +120,12 @@ class Learning(pl.Callback):
 class AsMoved:
     """In the place of ``Movement``: what the upper levels are said to have moved the policy by."""
 
-    kl: tuple[float, ...] = (0.0, 0.0)
+    of_each: tuple[float, ...] = (0.0, 0.0)
 
-    def __init__(self, policy: Any, rollout: Any, beliefs_stay: bool = False) -> None: ...
+    def __init__(self, policy: Any, rollout: Any, beliefs_stay: bool = False) -> None:
+        self.kl = torch.tensor(self.of_each[rank_and_world_size()[0]])
 
-    def __call__(self) -> Tensor:
-        return torch.tensor(self.kl[rank_and_world_size()[0]])
+    def measure(self) -> None: ...
 
 
 def module_for(
@@ -182,7 +183,7 @@ def learn(
         replay_trajectories=EVERYTHING,
         validation=EvaluationConfig(2, 2),  # not used, but it must divide
     )
-    data.kl = kl if upper_target_kl is None else (0.0, 0.0)
+    acted = partial(of_its_own, kl=kl if upper_target_kl is None else (0.0, 0.0))
     advantages: list[Tensor] = []
 
     def recorded(policy: Any, rollout: Any, *arguments: Any) -> Any:
@@ -192,11 +193,12 @@ def learn(
 
     seen = Learning()
     with ExitStack() as patches:
+        patches.enter_context(patch.object(hmrl.rollouts.collector, "collect", acted))
         patches.enter_context(patch.object(hmrl.training.module, "ppo_samples", recorded))
         patches.enter_context(patch.object(Normal, "rsample", noise_of_the_sample))
         patches.enter_context(patch.object(hmrl.himeta.losses, "questions", questions_alike))
         if upper_target_kl is not None:
-            patches.enter_context(patch.object(AsMoved, "kl", kl))
+            patches.enter_context(patch.object(AsMoved, "of_each", kl))
             patches.enter_context(patch.object(hmrl.training.module, "Movement", AsMoved))
         run = fit(
             folder,
