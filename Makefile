@@ -25,7 +25,7 @@ train: setup  ## Train HiMeta on ML10; run it again to continue after an interru
 evaluate: setup  ## The table of a trained agent, on the reference simulator.
 	$(BIN)/hmrl test --config configs/ml10.yaml --run_dir $(RUN_DIR) --ckpt_path last
 
-test: setup  ## Is anything broken? Under five minutes on two cores.
+test: setup  ## Is anything broken? About five minutes on two cores.
 	$(PYTEST) -m "not slow"
 
 test-slow: setup  ## What `make test` leaves out: whole runs, several processes, every overlay.

@@ -153,6 +153,7 @@ def run_test(folder: Path, ckpt_path: Path, *options: str) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy_world")
 def test_the_command_gives_equal_scores_from_either_file(
     trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]

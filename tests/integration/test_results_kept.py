@@ -14,7 +14,7 @@ from hmrl.results.file import describe_protocol
 from hmrl.training.datamodule import MetaWorldDataModule
 from support.paths import CONFIGS, TINY
 
-pytestmark = pytest.mark.usefixtures("toy_world")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("toy_world")]
 SHORT = ["--budget.env_steps", "260", "--trainer.check_val_every_n_epoch", "100"]
 
 

@@ -121,6 +121,7 @@ def test_a_run_is_not_set_back_to_an_earlier_checkpoint_unasked(
     assert f"continuing from {run}/checkpoints/last.ckpt" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy_world")
 def test_other_weights_under_the_same_name_have_other_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -229,6 +230,7 @@ def test_the_last_checkpoint_is_the_one_of_most_steps_whatever_the_file_times(
     assert f"continuing from {tmp_path}/checkpoints/last.ckpt" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy_world")
 def test_a_moved_runs_results_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit(tmp_path / "before", 1)

@@ -158,7 +158,7 @@ def test_an_earlier_reports_tables_do_not_stay(runs: list[str], tmp_path: Path) 
     assert (tmp_path / "summary.csv").is_file()
 
 
-STUDIES = sorted(path.parent for path in (Path(__file__).parents[2] / "results").glob("*/summary.csv"))
+STUDIES = sorted(path.parent for path in (Path(__file__).parents[3] / "results").glob("*/summary.csv"))
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
