@@ -221,7 +221,7 @@ class Episode:
     Args:
         env: number of the environment.
         trial: of the environment, each on a goal of its own.
-        phase, number: the how-many-th episode of the trial's adaptation or evaluation.
+        phase, number: of the episode, within the trial's adaptation or evaluation.
         success: at any step.
         final_success: at the last step.
         episode_return: undiscounted.

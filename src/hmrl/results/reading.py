@@ -148,7 +148,7 @@ def read_run(argument: str, mode: str) -> Run:
     """Read ``[LABEL=]RUN_DIR``; the label is by default the directory's name without ``-seed<N>``.
 
     Raises:
-        UserError: for a directory that is none or holds no run, and for files that cannot be read.
+        UserError: for a path that is no directory or holds no run, and for files that cannot be read.
     """
     label, given = "", argument
     if not os.path.isdir(os.path.expanduser(argument)) and "=" in argument:  # a path may contain "=" itself

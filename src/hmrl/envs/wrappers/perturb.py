@@ -190,7 +190,7 @@ def _yaml(value: bool) -> str:
 class PerturbedEnvs:
     """Environments behind a perturbation.
 
-    What is drawn is a function of key, family and the how-many-th episode of its family it is, over all
+    What is drawn is a function of key, family and the number of the episode within its family, over all
     ranks: nothing else, whatever was run before, makes a difference.
 
     Args:
