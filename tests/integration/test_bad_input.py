@@ -182,7 +182,7 @@ OPTIONS = [
     # task encoder
     ("--model.task_encoder.categories 0", "model.task_encoder.categories", "0", "at least 1"),
     ("--model.task_encoder.hidden 0", "model.task_encoder.hidden", "0", "at least 1"),
-    ("--model.task_encoder.cell rnn", "model.task_encoder.cell", "rnn", "one of gru, lstm"),
+    ("--model.task_encoder.cell rnn", "model.task_encoder.cell", "rnn", "one of gru, lstm, mingru"),
     ("--model.task_encoder.dropout 1", "model.task_encoder.dropout", "1.0", "in [0, 1)"),
     ("--model.task_encoder.temperature 0", "model.task_encoder.temperature", "0.0", "positive"),
     ("--model.task_encoder.value_coef -1", "model.task_encoder.value_coef", "-1.0", "0 or more"),

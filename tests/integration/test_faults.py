@@ -282,7 +282,7 @@ def test_a_bad_checkpoint_is_refused_and_runs_no_code(
     [
         ("--model.task_encoder.hidden 9", "model.task_encoder.hidden is 8 there and 9 here"),
         ("--model.task_encoder.categories 4", "model.task_encoder.categories is 3 there and 4 here"),
-        ("--model.task_encoder.cell lstm", "model.task_encoder.cell is 'gru' there and 'lstm' here"),
+        ("--model.task_encoder.cell lstm", "model.task_encoder.cell is 'mingru' there and 'lstm' here"),
         ("--model.macro_vae null", "model.macro_vae is present there and not here"),
         (
             "--model.actor_critic.actor_hidden [7]",

@@ -28,7 +28,7 @@ from hmrl.himeta.rules import (
     Widths,
 )
 
-Cell = Literal["gru", "lstm"]
+Cell = Literal["gru", "lstm", "mingru"]
 Belief = Literal["categorical", "continuous", "mixture"]
 Prior = Literal["policy", "standard_normal"]
 Gradients = Literal["isolated", "joint"]
@@ -52,7 +52,7 @@ class TaskEncoderConfig(Checked):
             "mixture" (a Gaussian mixture, as in SD); see :mod:`hmrl.himeta.networks`.
         categories: K, the categories of the belief y; the width of a continuous one.
         variables: G, how many categorical variables y consists of, each of K categories.
-        cell: recurrent cell.
+        cell: recurrent cell; "mingru" is :class:`hmrl.himeta.networks.MinGRU`.
         hidden: its width.
         embedding_hidden: hidden widths of the state, action and reward embeddings.
         reward_embedding: width of the reward's embedding (the others are as wide as what they embed).
@@ -76,8 +76,9 @@ class TaskEncoderConfig(Checked):
         occupancy_coef: weight of sum_k w_k y_k.
         occupancy: how w_k grows with k.
         updates: gradient steps an iteration, at most.
-        target_kl: end them with the one that has moved the policy by this KL, on average over its decisions
-            (None: never). A single one may move it farther (lower ``lr`` then), and is not taken back.
+        target_kl: end them once the policy has moved by this KL, on average over its decisions (None:
+            never). Asked after every other step; these may move it farther (lower ``lr`` then), and are not
+            taken back.
         trajectories: replayed episodes a step.
         lr: learning rate (AdamW).
         weight_decay: of AdamW.
@@ -89,7 +90,7 @@ class TaskEncoderConfig(Checked):
     belief: Belief = "categorical"
     categories: Count = 8
     variables: Count = 8
-    cell: Cell = "gru"
+    cell: Cell = "mingru"
     hidden: Count = 256
     embedding_hidden: ThreeWidths = (64, 32, 16)
     reward_embedding: Count = 16
@@ -206,8 +207,8 @@ class PPOConfig(Checked):
     gamma: Above0To1 = 0.985
     gae_lambda: From0To1 = 0.95
     clip: Positive = 0.2
-    epochs: Count = 6
-    minibatches: Count = 20
+    epochs: Count = 3
+    minibatches: Count = 40
     entropy_coef: NotNegative = 0.002
     target_kl: PositiveOrNull = None
     latents: Latents = "renewed"

@@ -11,7 +11,7 @@ from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.system.distributed import mean_over_ranks, sum_over_ranks
 from hmrl.types import Acting, Metrics, Rollout
 
-_EPISODES = 20  # along which movement is looked at, on each rank
+_EPISODES = 10  # along which movement is looked at, on each rank
 
 
 def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor]:
@@ -92,8 +92,8 @@ def beliefs_of(policy: HierarchicalPolicy, rollout: Rollout, acting: Acting) -> 
 class Movement:
     """How far a policy has moved since this was made, whenever it is measured.
 
-    KL(then || now) of its actions, y and z made anew, on average over the decisions of about twenty episodes
-    of different families. Those are enough; along all episodes it would cost an eighth of learning.
+    KL(then || now) of its actions, y and z made anew, on average over the decisions of about ten episodes of
+    different families.
 
     Args:
         policy: that learns.

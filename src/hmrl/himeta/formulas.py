@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -275,6 +275,43 @@ def imputation_elbo(
 
 
 # --- high level ----------------------------------------------------------------------------------
+
+
+def linear_recurrence(keep: Tensor, update: Tensor, start: Tensor) -> Tensor:
+    """h_t = keep_t h_{t-1} + update_t, with h_{-1} = ``start``.
+
+    Args:
+        keep, update: ``[T, B, H]``.
+        start: ``[B, H]``.
+
+    Returns:
+        h_0 to h_{T-1}, ``[T, B, H]``.
+    """
+    found: Tensor = _LinearRecurrence.apply(keep, update, start)
+    return found
+
+
+class _LinearRecurrence(torch.autograd.Function):
+    """Its own backward pass, the same recurrence backwards: autograd would record every step."""
+
+    @staticmethod
+    def forward(ctx: Any, keep: Tensor, update: Tensor, start: Tensor) -> Tensor:
+        states = torch.empty_like(update)
+        last = start
+        for t in range(len(update)):
+            last = torch.addcmul(update[t], keep[t], last, out=states[t])
+        ctx.save_for_backward(keep, states, start)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keep, states, start = ctx.saved_tensors
+        of_state = torch.empty_like(states)  # dL/dh_t, all paths together: also that of update_t
+        later = torch.zeros_like(start)
+        for t in reversed(range(len(states))):
+            torch.add(grads[0][t], later, out=of_state[t])
+            later = of_state[t] * keep[t]
+        return of_state * torch.cat([start.unsqueeze(0), states[:-1]]), of_state, later
 
 
 def entropy(probabilities: Tensor) -> Tensor:

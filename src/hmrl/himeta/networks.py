@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn.functional import gumbel_softmax
 
-from hmrl.himeta.formulas import bounded
+from hmrl.himeta.formulas import bounded, linear_recurrence
 
 _LOG_STD_RANGE = (-5.0, 2.0)  # of a mixture's components
 
@@ -50,6 +50,35 @@ def _linear(in_dim: int, out_dim: int, gain: float) -> nn.Linear:
 
 # --- high level ------------------------------------------------------------------------------------
 
+_LONGEST_MEMORY = 250  # decisions: an episode of the default
+
+
+class MinGRU(nn.Module):
+    """A GRU whose gate does not look at the memory (Feng et al. 2024, "Were RNNs All We Needed?", minGRU).
+
+        z_t = sigmoid(W_z x_t + b_z),  h_t = (1 - z_t) h_{t-1} + z_t (W_h x_t + b_h)
+
+    So the matrices are applied to all steps at once, and only the sum runs from step to step. The gates'
+    biases start with memories of 2 to 250 steps (Tallec & Ollivier 2018, "Can recurrent neural networks
+    warp time?").
+
+    Args:
+        in_dim, hidden: widths D of x_t and H of h_t.
+    """
+
+    def __init__(self, in_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate, self.candidate = nn.Linear(in_dim, hidden), nn.Linear(in_dim, hidden)
+        steps = torch.empty(hidden).uniform_(1, _LONGEST_MEMORY - 1)
+        with torch.no_grad():
+            self.gate.bias.copy_(-steps.log())
+
+    def forward(self, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """As :class:`torch.nn.GRU`: ``[T, B, D]`` and ``[1, B, H]`` give ``[T, B, H]`` and ``[1, B, H]``."""
+        gate = self.gate(x).sigmoid()
+        states = linear_recurrence(1 - gate, gate * self.candidate(x), start[0])
+        return states, states[-1:]
+
 
 class TaskEncoder(nn.Module):
     """p(y_t | c_0..c_t) with context c_t = (s_{t-1}, a_{t-1}, r_{t-1}, s_t).
@@ -86,7 +115,7 @@ class TaskEncoder(nn.Module):
         *,
         categories: int,
         variables: int = 1,
-        cell: Literal["gru", "lstm"],
+        cell: Literal["gru", "lstm", "mingru"],
         hidden: int,
         embedding_hidden: tuple[int, int, int],
         reward_embedding: int = 1,
@@ -102,7 +131,7 @@ class TaskEncoder(nn.Module):
         self.embed_state = mlp(state_dim, [embedding_hidden[0]], state_dim, nn.Tanh)
         self.embed_action = mlp(action_dim, [embedding_hidden[1]], action_dim, nn.Tanh)
         self.embed_reward = mlp(1, [embedding_hidden[2]], reward_embedding, nn.Tanh)
-        recurrent = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
+        recurrent = {"gru": nn.GRU, "lstm": nn.LSTM, "mingru": MinGRU}[cell]
         self.recurrent = recurrent(2 * state_dim + action_dim + reward_embedding, hidden)
         self.num_states = 2 if cell == "lstm" else 1
         self.head = mlp(hidden, head_hidden, outputs or self.belief_dim, nn.ReLU, dropout=dropout)

@@ -213,7 +213,10 @@ class HierarchicalPolicy(nn.Module):
             state,
             self.task_encoder.initial_hidden(state.shape[1], state.device),
         )
-        return BeliefSequence(self.task_encoder.probabilities(logits), self.belief(logits, acting), logits)
+        belief = self.belief(logits, acting)
+        sampled = acting.task_belief == "sample" and self.categorical_entries
+        probabilities = self.task_encoder.probabilities(logits) if sampled else self.by_variable(belief)
+        return BeliefSequence(probabilities, belief, logits)
 
     def renewed(self, observation: Tensor, action: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
         """y ``[T+1, B, belief_dim]`` and z ``[T, B, A or 0]`` along whole episodes, noise-free, as the upper

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from hmrl.himeta.formulas import bounded
-from hmrl.himeta.networks import Actor, Critic, MacroVAE, MixtureEncoder, TaskEncoder, mlp
+from hmrl.himeta.formulas import bounded, linear_recurrence
+from hmrl.himeta.networks import Actor, Critic, MacroVAE, MinGRU, MixtureEncoder, TaskEncoder, mlp
 
 S, A, K, E = 7, 2, 3, 4
 
@@ -178,7 +178,7 @@ def test_vae_dropout_is_in_the_decoder_alone() -> None:
 # --- task encoder --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "mingru"])
 def test_encoder_in_one_go_equals_step_by_step(cell: str) -> None:
     net, steps = encoder(cell), 6
     inputs = (
@@ -214,3 +214,43 @@ def test_encoder_embeddings_are_as_wide_as_their_inputs() -> None:
     widths = [m[-1].out_features for m in (net.embed_state, net.embed_action, net.embed_reward)]
     assert widths == [S, A, 1]
     assert net.recurrent.input_size == 2 * S + A + 1
+
+
+# --- the recurrence --------------------------------------------------------------------------------
+
+
+def test_linear_recurrence_and_its_gradients_are_those_of_a_loop() -> None:
+    torch.manual_seed(0)
+    parts = [torch.rand(7, 3, 5), torch.randn(7, 3, 5), torch.randn(3, 5)]
+    parts = [x.double().requires_grad_() for x in parts]
+    keep, update, start = parts
+    state, looped = start, []
+    for t in range(7):
+        state = keep[t] * state + update[t]
+        looped.append(state)
+    weight = torch.randn(7, 3, 5).double()
+    expected = torch.stack(looped)
+    found = linear_recurrence(*parts)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad((weight * found.square()).sum(), parts),
+        torch.autograd.grad((weight * expected.square()).sum(), parts),
+    )
+    assert torch.autograd.gradcheck(linear_recurrence, parts)
+
+
+def test_a_mingru_keeps_its_memory_by_its_gate_alone() -> None:
+    """h_t = (1 - z_t) h_{t-1} + z_t candidate_t, written out; memories of 2 to 250 steps at first."""
+    net = MinGRU(6, 400)
+    x, start = torch.randn(4, 2, 6), torch.randn(1, 2, 400)
+    states, last = net(x, start)
+    state = start[0]
+    for t in range(4):
+        z = 1 / (1 + torch.exp(-(x[t] @ net.gate.weight.T + net.gate.bias)))
+        state = (1 - z) * state + z * (x[t] @ net.candidate.weight.T + net.candidate.bias)
+        torch.testing.assert_close(states[t], state, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(last[0], states[-1])
+    memory = 1 / net.gate.bias.sigmoid()  # steps
+    assert memory.min() >= 2
+    assert memory.max() <= 250
+    assert memory.max() > 200

@@ -104,7 +104,7 @@ def test_a_wrong_shape_is_one_sentence(
 # --- acting equals learning ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "mingru"])
 @pytest.mark.parametrize("interval", [1, 2, 3])
 def test_beliefs_of_acting_and_learning_are_the_same(cell: str, interval: int) -> None:
     """Contexts too: the first step, clipped actions and the last belief at s_T, for the bootstrap."""

@@ -109,7 +109,7 @@ def test_the_ratio_is_one_before_the_first_step() -> None:
     acting = Acting(task_belief="sample", macro_action="sample")
     levels = encoder_config(updates=5, dropout=0.5), vae_config(updates=5, dropout=0.5)
     metrics = iterate(build_module(*levels, ppo=ONE_STEP | {"latents": "acted"}, acting=acting))
-    assert metrics["encoder/policy_kl"] > 1e-4  # they did move the policy
+    assert metrics["encoder/policy_kl"] > 1e-5  # they did move the policy
     assert abs(metrics["ppo/approx_kl"]) < 1e-7  # E[(r - 1) - log r] is about (r - 1)^2 / 2
     assert metrics["ppo/clip_fraction"] == 0
 
@@ -223,7 +223,7 @@ def test_the_movement_of_the_second_level_is_counted_from_where_the_first_left_t
 
 
 @pytest.mark.parametrize(("level", "key"), [("task_encoder", "encoder"), ("macro_vae", "vae")])
-@pytest.mark.parametrize(("target_kl", "updates"), [(None, 4), (1e-12, 1), (1e9, 4)])
+@pytest.mark.parametrize(("target_kl", "updates"), [(None, 4), (1e-12, 2), (1e9, 4)])
 def test_the_kl_target_ends_the_updates_of_its_level(
     level: str, key: str, target_kl: float | None, updates: int
 ) -> None:
@@ -237,16 +237,16 @@ def test_the_kl_target_ends_the_updates_of_its_level(
 
 
 def test_the_kl_target_is_held_against_the_movement_since_the_iterations_beginning() -> None:
-    """The fewest updates after which the policy has moved that far, and no more."""
+    """It is asked after every other update, and ends them the first time the policy has moved that far."""
     moved = []
-    for updates in (1, 2, 3, 4):
+    for updates in (2, 3, 4, 6):
         module = build_module(encoder_config(updates=updates, lr=1e-2), None)
         moved.append(float(iterate(module)["encoder/policy_kl"]))
     assert moved == sorted(moved)
-    target = (moved[1] + moved[2]) / 2
-    module = build_module(encoder_config(updates=4, lr=1e-2, target_kl=target), None)
+    target = (moved[0] + moved[1]) / 2  # passed by the third update
+    module = build_module(encoder_config(updates=6, lr=1e-2, target_kl=target), None)
     metrics = iterate(module)
-    assert metrics["updates/task_encoder"] == 3
+    assert metrics["updates/task_encoder"] == 4
     assert metrics["encoder/policy_kl"] == pytest.approx(moved[2])
 
 
