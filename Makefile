@@ -41,7 +41,7 @@ soak: setup  ## Interrupt and kill a run at random moments; it must end up equal
 	$(BIN)/python scripts/soak.py
 
 bench: setup  ## How fast is it? Ratios to the raw simulator and to Meta-World's own stepping; runs/bench.json.
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python benchmarks/bench.py
 
 docs: setup  ## The documentation site, in build/docs; a broken link fails.
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -10,13 +10,13 @@ not run again.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from hmrl.results.file import results_path
@@ -49,18 +49,14 @@ def rows(agent: str, level: float, results: dict[str, Any]) -> list[dict[str, An
     ]
 
 
-def draw(table: list[dict[str, Any]], mode: str, setting: str) -> Figure:
+def draw(table: pd.DataFrame, mode: str, setting: str) -> Figure:
     """A panel a split, a line an agent: means over families."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
+    means = table[(table["family"] == "mean") & (table["mode"] == mode)]
     for ax, split in zip(figure.subplots(1, 2, sharex=True, sharey=True), ("train", "test"), strict=True):
-        for agent in dict.fromkeys(row["agent"] for row in table):
-            own = [r for r in table if (r["agent"], r["split"], r["mode"]) == (agent, split, mode)]
-            means = [r for r in own if r["family"] == "mean"]
-            level, success, low, high = (
-                [r[name] for r in means] for name in ("level", "success", "low", "high")
-            )
-            (line,) = ax.plot(level, success, marker="o", markersize=4, label=agent)
-            ax.fill_between(level, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        for agent, own in means[means["split"] == split].groupby("agent", sort=False):
+            (line,) = ax.plot(own["level"], own["success"], marker="o", markersize=4, label=agent)
+            ax.fill_between(own["level"], own["low"], own["high"], color=line.get_color(), alpha=0.2, lw=0)
         ax.set_title({"train": "training families", "test": "held-out families"}[split], fontsize=10)
         ax.set_xlabel(_NAMES.get(setting, setting))
         ax.grid(alpha=0.3)
@@ -94,11 +90,9 @@ def main() -> None:
                     print(f"{agent}, {arguments.setting} {level:g}, {row['split']}: {interval}", flush=True)
             table += scored
     (arguments.out / "robustness.json").write_text(json.dumps(table, indent=1) + "\n")
-    with (arguments.out / "robustness.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, table[0])
-        writer.writeheader()
-        writer.writerows(table)
-    figure = draw(table, arguments.mode, arguments.setting)
+    frame = pd.DataFrame(table)
+    frame.to_csv(arguments.out / "robustness.csv", index=False)
+    figure = draw(frame, arguments.mode, arguments.setting)
     for kind in ("png", "pdf"):
         figure.savefig(arguments.out / f"robustness.{kind}", dpi=150)
     print(f"figure and numbers: {arguments.out}")

@@ -23,7 +23,6 @@ from signal import SIGINT, SIGKILL, SIGTERM, Signals
 from typing import Any, NamedTuple
 
 from compare import LEARNT, differences
-
 from hmrl.training.checkpoint import load
 from hmrl.training.run_directory import newest_checkpoint
 

@@ -128,8 +128,8 @@ MUTATIONS = (
     Mutation(
         "success: at the last step instead of at any",
         "evaluation/metrics.py",
-        "won = episodes.success.double()",
-        "won = episodes.final_success.double()",
+        "won = episodes.success\n",
+        "won = episodes.final_success\n",
         ("unit/evaluation/test_metrics.py",),
     ),
     Mutation(

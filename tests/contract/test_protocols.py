@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
 from hmrl.cli.main import main
 from hmrl.envs import Backend, benchmark, make_envs
-from hmrl.envs.benchmarks import Goals
+from hmrl.envs.benchmarks import Goals, metaworld_name
 from hmrl.evaluation.baselines import AgentName
 from hmrl.evaluation.metaworld_protocol import make_trial_envs
 from hmrl.evaluation.protocols import Protocol, TrialConfig
+from hmrl.types import Split
 
 pytestmark = pytest.mark.simulator
 
@@ -95,9 +97,10 @@ def test_a_trial_keeps_its_goal(backend: Backend, fixed: int | None) -> None:
 def test_trial_environments_are_metaworlds_with_rewards_in_sight() -> None:
     """Raw rewards in the observation, goals hidden unless they are to be shown, other goals in each trial."""
     bench = benchmark("ML1", ["reach"])
-    options: Any = {"seed": 1, "batch": 2, "tasks_per_family": 4, "horizon": 10}
-    hidden = make_trial_envs(bench, "test", **options)
-    shown = make_trial_envs(bench, "test", **options, goal_visible=True)
+    trials = TrialConfig(meta_batch_size=2, total_tasks_per_cls=4)
+    options: Any = {"seed": 1, "horizon": 10}
+    hidden = make_trial_envs(bench, "test", trials, **options)
+    shown = make_trial_envs(bench, "test", trials, **options, goal_visible=True)
     goals = []
     for envs in (hidden, shown):
         envs.call("toggle_sample_tasks_on_reset", False)
@@ -116,6 +119,16 @@ def test_trial_environments_are_metaworlds_with_rewards_in_sight() -> None:
         envs.close()
     assert np.allclose(goals[0], goals[1])  # a function of the seed
     assert hidden.families == ("reach", "reach")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_trial_environments_are_in_the_order_of_families(split: Split) -> None:
+    bench = benchmark("custom", FAMILIES[1:], FAMILIES[:1])
+    envs = make_trial_envs(bench, split, TrialConfig(meta_batch_size=4), seed=1, horizon=10)
+    assert len(envs.families) == 4
+    classes = [ALL_V3_ENVIRONMENTS[metaworld_name(family)].__name__ for family in envs.families]
+    assert list(envs.get_attr("task_name")) == classes
+    envs.close()
 
 
 @pytest.mark.parametrize(("families", "batch"), [(10, 20), (5, 20), (45, 45), (1, 20), (25, 25)])

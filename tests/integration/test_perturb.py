@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from contextlib import closing
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import robustness
 from hmrl.envs import Backend, benchmark, make_envs
 from hmrl.envs.benchmarks import Goals
 from hmrl.envs.wrappers.nonstationary import Change
@@ -190,12 +190,6 @@ def test_every_backend_can_be_perturbed(backend: Backend) -> None:
 def test_success_against_noise_is_drawn_from_the_results_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = Path(__file__).parents[2] / "scripts" / "robustness.py"
-    spec = importlib.util.spec_from_file_location("robustness", path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     commands: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> None:
@@ -209,13 +203,13 @@ def test_success_against_noise_is_drawn_from_the_results_files(
             json.dumps({"scores": scores, "checkpoint": checkpoint})
         )
 
-    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(robustness.subprocess, "run", run)
     monkeypatch.chdir(tmp_path)
     for name in ("a.ckpt", "b.ckpt"):
         (tmp_path / name).touch()
     arguments = ["a=a.ckpt", "b=b.ckpt", "--out", str(tmp_path), "--levels", "0.1", "0"]
     monkeypatch.setattr(sys, "argv", ["robustness.py", *arguments, "--", "--data.test.goals", "3"])
-    script.main()
+    robustness.main()
     assert len(commands) == 4
     assert commands[1][3:] == [
         *("test", "--config", "configs/ml10.yaml", "--data.test.goals", "3", "--ckpt_path", "a.ckpt"),
@@ -233,17 +227,17 @@ def test_success_against_noise_is_drawn_from_the_results_files(
     assert len(lines) == 1 + 2 * 2 * 2 * 2
     assert len(json.loads((tmp_path / "robustness.json").read_text())) == 16
 
-    script.main()  # nothing is run again
+    robustness.main()  # nothing is run again
     assert len(commands) == 4
     again = ["a=a.ckpt", "--out", str(tmp_path), "--levels", "0.1", "--setting", "missing.probability"]
     monkeypatch.setattr(sys, "argv", ["robustness.py", *again])
-    script.main()  # another setting has files of its own
+    robustness.main()  # another setting has files of its own
     assert len(commands) == 5
     monkeypatch.setattr(sys, "argv", ["robustness.py", "a=b.ckpt", "--out", str(tmp_path), "--levels", "0.1"])
     with pytest.raises(SystemExit, match="is of another checkpoint"):
-        script.main()
+        robustness.main()
     monkeypatch.setattr(sys, "argv", ["robustness.py", "a=none.ckpt", "--out", str(tmp_path)])
     with pytest.raises(SystemExit):
-        script.main()
+        robustness.main()
     assert "a=none.ckpt names no checkpoint" in capsys.readouterr().err
     assert {p.name for p in tmp_path.glob("robustness.p*")} == {"robustness.png", "robustness.pdf"}

@@ -216,12 +216,13 @@ import numpy as np
 from hmrl.envs.benchmarks import Goals, benchmark
 from hmrl.envs.metaworld import MetaWorldEnvs
 from hmrl.evaluation.metaworld_protocol import make_trial_envs
+from hmrl.evaluation.protocols import TrialConfig
 
 print("once")
 ml1 = benchmark("ML1", ["reach"], [])
 envs = MetaWorldEnvs(ml1, ["reach"] * 2, Goals("train", 1, None, 0), [0, 1], 2, 5, asynchronous=True)
-options = dict(seed=1, batch=2, tasks_per_family=2, horizon=5, asynchronous=True)
-trials = make_trial_envs(ml1, "train", **options)
+config = TrialConfig(meta_batch_size=2, total_tasks_per_cls=2)
+trials = make_trial_envs(ml1, "train", config, seed=1, horizon=5, asynchronous=True)
 for signum in (SIGINT, SIGTERM):
     signal(signum, SIG_IGN)
     os.killpg(0, signum)

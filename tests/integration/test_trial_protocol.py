@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import VectorEnv
 from metaworld.evaluation import metalearning_evaluation
 
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
-from hmrl.evaluation.metaworld_protocol import RecordedEnvs, TrialAgent
+from hmrl.evaluation.metaworld_protocol import RecordedEnvs, TrialAgent, evaluate_trials
+from hmrl.evaluation.protocols import TrialConfig
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, ActorStep, Carry
@@ -28,7 +30,7 @@ def toy_envs(solved: int | None = None) -> ToyEnvs:
     return ToyEnvs(FAMILIES, goals, [0, 0], 1, HORIZON, [], solved=solved)
 
 
-class TrialEnvs:
+class TrialEnvs(VectorEnv):
     """The toy world as ``metaworld.evaluation`` wants it: same-step autoreset, recurrent observations."""
 
     num_envs = len(FAMILIES)
@@ -235,34 +237,35 @@ def test_what_the_simulator_says_is_blamed_on_it(column: int, what: str, value: 
         agent.eval_action(seen)
 
 
+# Of a trial of two episodes of adaptation and one of evaluation: phase, number, environment.
+EPISODES = [
+    (phase, n, i) for phase, n in (*(("adaptation", n) for n in (0, 1)), ("evaluation", 0)) for i in (0, 1)
+]
+
+
 @pytest.mark.parametrize("solved", [0, 2])
 def test_every_episode_is_noted(solved: int) -> None:
     """Against the toy world's own record."""
     toy = toy_envs(solved)
-    envs = RecordedEnvs.__new__(RecordedEnvs)
-    inner: Any = TrialEnvs(toy)
-    envs.env, envs.episodes, envs.families = inner, [], FAMILIES
-    envs._goal_visible, envs._trial, envs._phase = False, -1, "adaptation"
-    envs._number, envs._ever = np.zeros(2, dtype=int), np.zeros(2, dtype=np.bool_)
-    success, _, by_family = metalearning_evaluation(
-        TrialAgent(Counting(), Acting(), FAMILIES),
-        envs,
-        num_evals=2,
-        adaptation_episodes=2,
-        evaluation_episodes=1,
-    )
-    assert success == solved / 2
-    assert by_family == {f"{f}-v3": float(solved > 0) for f in FAMILIES}
-    adapted = [e for e in envs.episodes if e.phase == "adaptation"]
-    assert [(e.trial, e.number, e.env) for e in adapted] == [
-        (t, n, i) for t in range(2) for n in range(2) for i in range(2)
-    ]
+    envs = RecordedEnvs(TrialEnvs(toy), FAMILIES)
+    config = TrialConfig(num_evals=2, adaptation_episodes=2, evaluation_episodes=1)
+    found = evaluate_trials(Counting(), envs, config, Acting(), "train", "sampled")
+    assert found.official["success"] == solved / 2
+    assert found.official["families"] == {f: float(solved > 0) for f in FAMILIES}
+    noted = found.recorded
+    order = [(t, phase, n, i) for t in range(2) for phase, n, i in EPISODES]
+    assert noted.phase == tuple(phase for _, phase, _, _ in order)
+    pairs = zip(*(x.tolist() for x in (noted.goal, noted.number, noted.family)), strict=True)
+    assert list(pairs) == [(t, n, i) for t, _, n, i in order]
     record = [e for e in toy._record if len(e.rewards) == HORIZON]
-    whole = [e for e in envs.episodes if e.length == HORIZON]
-    for noted, own in zip(whole, record, strict=True):
-        assert noted.episode_return == pytest.approx(sum(own.rewards))
-        assert noted.success == any(own.successes)
-    evaluated = [e for e in envs.episodes if e.phase == "evaluation"]
-    assert [(e.trial, e.number, e.env) for e in evaluated] == [(t, 0, i) for t in range(2) for i in range(2)]
-    assert all(e.success == e.final_success == (solved > 0) for e in evaluated)
-    assert all(e.length == (1 if solved else HORIZON) for e in evaluated)
+    whole = noted.length == HORIZON
+    assert noted.episode_return[whole].tolist() == pytest.approx([sum(e.rewards) for e in record])
+    assert noted.success[whole].tolist() == [any(e.successes) for e in record]
+    evaluated = torch.tensor([phase == "evaluation" for phase in noted.phase])
+    assert (noted.success[evaluated] == (solved > 0)).all()
+    assert (noted.final_success[evaluated] == (solved > 0)).all()
+    assert (noted.length[evaluated] == (1 if solved else HORIZON)).all()
+    assert set(found.scored.phase) == {"adaptation"}
+    last = ~evaluated & (noted.number == 1)
+    for name in ("family", "goal", "number", "success", "final_success", "episode_return", "length"):
+        assert torch.equal(getattr(found.scored, name), getattr(noted, name)[last])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import module_from_spec, spec_from_file_location
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +18,6 @@ from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.rollouts.stream import RolloutStream
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import EnvStep, Rollout, Trajectories
-from support.paths import ROOT
 
 S, A, K, T, B = 7, 2, 3, 6, 4
 EGO = (0, 1, 4)
@@ -204,13 +202,3 @@ def play(
     options |= {"split": "train", "mode": "training"} | changes
     with seeded(*key):
         return collect(envs or ToyEnvs(), agent.policy, **options)
-
-
-def load_script(name: str) -> Any:
-    """The module of ``scripts/NAME.py``."""
-    spec = spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

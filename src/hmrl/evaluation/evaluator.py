@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from hmrl.envs import Backend, Benchmark
 from hmrl.envs.benchmarks import Goals
 from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.evaluation.baselines import choose_agent
-from hmrl.evaluation.metaworld_protocol import Trials, evaluate_trials
+from hmrl.evaluation.metaworld_protocol import Trials, evaluate_trials, make_trial_envs
 from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig
 from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.rollouts.collect import collect, seeded
@@ -23,19 +24,8 @@ Evaluated = Rollout | Trials
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What is fixed of an evaluation, whoever is evaluated.
-
-    Args:
-        config: how to evaluate.
-        benchmark: whose families.
-        backend, perturbation: that it is run with.
-        goals: of each split.
-        modes: by name, the ways of acting.
-        trials: of the protocol ``meta_world``.
-        horizon: simulator steps of an episode.
-        seed, stream: of acting.
-    """
+class Evaluator:
+    """Makes the streams of one evaluation."""
 
     config: EvaluationConfig
     benchmark: Benchmark
@@ -43,94 +33,73 @@ class Evaluation:
     perturbation: Perturbation
     goals: Mapping[Split, Goals]
     modes: Mapping[str, Acting]
-    trials: TrialConfig
-    horizon: int
-    seed: int
+    trials: TrialConfig  # of the protocol meta_world
+    horizon: int  # simulator steps of an episode
+    seed: int  # of acting, as the stream
     stream: int
-
-
-class Evaluator:
-    """Makes the streams of one evaluation.
-
-    Args:
-        evaluation: its settings.
-        policy: the trained agent; the settings may choose another one to compare it with.
-        build: makes this rank's environments with the goals that it is given.
-    """
-
-    def __init__(
-        self, evaluation: Evaluation, policy: HierarchicalPolicy, build: Callable[[Goals], TaskEnvs]
-    ) -> None:
-        self._evaluation, self._policy, self._build = evaluation, policy, build
-        modes = list(evaluation.modes.items())
-        # Experts and random agents have no levels to act in several ways with.
-        self._modes = modes if evaluation.config.agent == "policy" else modes[:1]
+    policy: HierarchicalPolicy  # the trained agent; the config may choose another one to compare it with
+    build: Callable[[Goals], TaskEnvs]  # this rank's environments
 
     def streams(self) -> list[RolloutStream[Evaluated]]:
         """Train families, then test families, in every mode."""
-        official = self._evaluation.config.protocol == "meta_world"
-        make = self._trials if official else self._rollouts
-        return [make("train"), make("test")]
+        modes = list(self.modes.items())
+        if self.config.agent != "policy":  # it has no levels to act in several ways with
+            modes = modes[:1]
+        make = self._trials if self.config.protocol == "meta_world" else self._rollouts
+        return [make("train", modes), make("test", modes)]
 
-    def _rollouts(self, split: Split) -> RolloutStream[Evaluated]:
-        evaluation, config, bench = self._evaluation, self._evaluation.config, self._evaluation.benchmark
-        goals, stride = evaluation.goals[split], config.envs_per_family
-        rounds = config.goals // stride
+    def _rollouts(self, split: Split, modes: list[tuple[str, Acting]]) -> RolloutStream[Evaluated]:
+        goals, stride = self.goals[split], self.config.envs_per_family
+        rounds = self.config.goals // stride
         rank, world_size = rank_and_world_size()
         envs: list[TaskEnvs] = []
 
         def draw(i: int) -> Rollout:
-            (mode, acting), episode = self._modes[i // rounds], i % rounds
+            (mode, acting), episode = modes[i // rounds], i % rounds
             with together():
                 if not envs:
-                    envs.append(self._build(goals))
-                agent = choose_agent(config.agent, self._policy, envs[0].families, bench.world)
-                with seeded(evaluation.seed, evaluation.stream, rank, int(split == "test"), i):
+                    envs.append(self.build(goals))
+                name, world = self.config.agent, self.benchmark.world
+                agent = choose_agent(name, self.policy, envs[0].families, world)
+                with seeded(self.seed, self.stream, rank, int(split == "test"), i):
                     rollout = collect(
                         envs[0],
                         agent,
                         episode=episode,
                         acting=acting,
-                        families=bench.families(split),
+                        families=self.benchmark.families(split),
                         split=split,
                         mode=mode,
                     )
             share = stride // world_size
             slots = [rank * share + b % share for b in range(len(envs[0].families))]
             numbers = torch.tensor([goals.number(s, episode, stride) for s in slots])
-            distinct = None if self._is_random(acting) else goals.per_family
-            return replace(rollout, goal=numbers, distinct=distinct)
+            is_random = name == "random" or (name == "policy" and self.policy.is_random(acting))
+            varies = is_random or self.perturbation.is_random()  # whether episodes on one goal may differ
+            return replace(rollout, goal=numbers, distinct=None if varies else goals.per_family)
 
         def close() -> None:
             while envs:
                 envs.pop().close()
 
-        return RolloutStream(len(self._modes) * rounds, draw, close)
+        return RolloutStream(len(modes) * rounds, draw, close)
 
-    def _is_random(self, acting: Acting) -> bool:
-        """Whether two episodes on one goal may differ."""
-        agent = self._evaluation.config.agent
-        acts = agent == "random" or (agent == "policy" and self._policy.is_random(acting))
-        return acts or self._evaluation.perturbation.is_random()
-
-    def _trials(self, split: Split) -> RolloutStream[Evaluated]:
+    def _trials(self, split: Split, modes: list[tuple[str, Acting]]) -> RolloutStream[Evaluated]:
         """Meta-World's own evaluation, a mode at a time."""
-        evaluation = self._evaluation
 
         def draw(i: int) -> Trials:
-            mode, acting = self._modes[i]
-            with seeded(evaluation.seed, evaluation.stream, 0, int(split == "test"), i):
-                return evaluate_trials(
-                    self._policy,
-                    evaluation.config.agent,
-                    evaluation.trials,
-                    evaluation.benchmark,
-                    asynchronous=evaluation.backend == "metaworld_async",
-                    seed=evaluation.seed,
-                    horizon=evaluation.horizon,
-                    acting=acting,
-                    split=split,
-                    mode=mode,
-                )
+            mode, acting = modes[i]
+            envs = make_trial_envs(
+                self.benchmark,
+                split,
+                self.trials,
+                seed=self.seed,
+                horizon=self.horizon,
+                asynchronous=self.backend == "metaworld_async",
+                goal_visible=self.config.agent == "expert",
+            )
+            with closing(envs), seeded(self.seed, self.stream, 0, int(split == "test"), i):
+                agent = choose_agent(self.config.agent, self.policy, envs.families, self.benchmark.world)
+                return evaluate_trials(agent, envs, self.trials, acting, split, mode)
 
-        return RolloutStream(len(self._modes), draw)
+        return RolloutStream(len(modes), draw)

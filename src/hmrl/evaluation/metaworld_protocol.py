@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,15 +13,19 @@ import torch
 from torch import Tensor
 
 from hmrl.envs import Benchmark
-from hmrl.envs.benchmarks import ACTION_DIM, GOAL_INDICES, OBSERVATION_DIM, metaworld_name, short_name
+from hmrl.envs.benchmarks import ACTION_DIM, GOAL_INDICES, OBSERVATION_DIM, metaworld_name
 from hmrl.envs.workers import workers
-from hmrl.evaluation.baselines import AgentName, choose_agent
 from hmrl.evaluation.protocols import TrialConfig
 from hmrl.rollouts.collect import few_threads, require_finite, where_it_is_faster
 from hmrl.types import Acting, Agent, Carry, FloatArray, Outcomes, Split
 
-Phase = Literal["adaptation", "evaluation"]
 _REWARD = OBSERVATION_DIM + ACTION_DIM  # where Meta-World's recurrent observations hold the last reward
+# The columns of notes; a last one says whether the episode was evaluation's.
+_NOTED = {
+    **dict.fromkeys(("family", "goal", "number"), torch.long),
+    **dict.fromkeys(("success", "final_success"), torch.bool),
+    **{"episode_return": torch.float, "length": torch.long},
+}
 
 
 class TrialAgent:
@@ -30,20 +34,18 @@ class TrialAgent:
     Environments may be in the middle of a decision interval or at the start of an episode, each for
     itself. Only :meth:`init` clears memory: Meta-World calls ``reset`` after every episode. At an episode's
     end the agent is given the last reward in adaptation, and not in evaluation, where Meta-World keeps it.
-
-    Args:
-        agent: who decides.
-        acting: how.
-        families: of each environment, to name them in errors.
+    Errors name the ``families``, of each environment.
     """
 
     def __init__(self, agent: Agent, acting: Acting, families: Sequence[str]) -> None:
         self._agent, self._device = where_it_is_faster(agent, len(families))
-        self._acting, self._families = acting, families
+        self._acting, self._count = acting, len(families)
+        where = "a trial of the meta_world protocol"
+        self._check = partial(require_finite, families=families, where=where)
 
     def init(self) -> None:
         """A new trial: forget everything."""
-        count = len(self._families)
+        count = self._count
         self._carry = self._agent.initial_carry(count)
         self._reward = np.zeros(count)  # since each environment's last decision
         self._wait = np.zeros(count, dtype=int)  # simulator steps until its next one
@@ -55,7 +57,7 @@ class TrialAgent:
         self._wait[begins] = 0
         age = self._carry.age  # a macro-action that is held is not held on into another episode
         mask = torch.from_numpy(begins).to(age.device)[:, None]
-        self._carry = replace(self._carry, age=torch.where(mask, torch.zeros_like(age), age))
+        self._carry = replace(self._carry, age=age.masked_fill(mask, 0))
 
     def adapt_action(self, observations: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
         """Actions ``[B, 4]`` in the adaptation phase, from recurrent observations ``[B, 45]``."""
@@ -77,9 +79,10 @@ class TrialAgent:
     def _act(self, observations: FloatArray) -> FloatArray:
         due = self._wait == 0
         if due.any():
-            self._check("observation", observations[:, :OBSERVATION_DIM])
+            observation = observations[:, :OBSERVATION_DIM]
+            self._check("observation", observation)
             self._check("reward", self._reward)
-            seen = torch.tensor(observations[:, :OBSERVATION_DIM], dtype=torch.float32, device=self._device)
+            seen = torch.tensor(observation, dtype=torch.float32, device=self._device)
             reward = torch.tensor(self._reward, dtype=torch.float32, device=self._device)
             step, carry = self._agent.act(seen, reward, self._carry, self._acting)
             self._carry = _choose(torch.from_numpy(due), carry, self._carry)
@@ -91,181 +94,45 @@ class TrialAgent:
         self._wait -= 1
         return self._action.copy()
 
-    def _check(self, what: str, values: FloatArray) -> None:
-        require_finite(what, values, self._families, "a trial of the meta_world protocol")
-
 
 def _choose(due: Tensor, new: Carry, old: Carry) -> Carry:
     """The new memory of the environments that are ``due`` ``[B]``, the old one of the others."""
-    due = due.to(new.age.device)
-    pairs = zip(new.hidden, old.hidden, strict=True)
-    hidden = tuple(torch.where(due[None, :, None], a, b) for a, b in pairs)
-    rest = {f.name: (getattr(new, f.name), getattr(old, f.name)) for f in fields(Carry) if f.name != "hidden"}
-    return Carry(hidden, **{name: torch.where(due[:, None], a, b) for name, (a, b) in rest.items()})
-
-
-@dataclass
-class Trials:
-    """What an evaluation by Meta-World's protocol brought.
-
-    Args:
-        recorded: all episodes that ended, adaptation's and evaluation's.
-        official: what Meta-World's evaluation returned: mean ``success`` and ``return``, success by family.
-        adapted: number of the last adaptation episode, which is scored: every environment has one on every
-            goal, where Meta-World counts a family's first evaluation episodes to end.
-    """
-
-    recorded: Outcomes
-    official: dict[str, Any]
-    adapted: int
-
-    def to(self, device: torch.device) -> Trials:
-        """Itself: there is nothing to compute with."""
-        return self
-
-    def outcomes(self) -> Outcomes:
-        """The episodes to be scored: the last ones of adaptation."""
-        phase = self.recorded.phase
-        assert phase is not None
-        last = [
-            p == "adaptation" and n == self.adapted
-            for p, n in zip(phase, self.recorded.number.tolist(), strict=True)
-        ]
-        chosen = torch.tensor(last)
-        values: dict[str, Any] = {f.name: getattr(self.recorded, f.name) for f in fields(Outcomes)}
-        kept = {name: value[chosen] for name, value in values.items() if isinstance(value, Tensor)}
-        return Outcomes(**values | kept | {"phase": ("adaptation",) * int(chosen.sum())})
-
-
-@torch.no_grad()
-def evaluate_trials(
-    policy: Agent,
-    name: AgentName,
-    trials: TrialConfig,
-    bench: Benchmark,
-    *,
-    asynchronous: bool,
-    seed: int,
-    horizon: int,
-    acting: Acting,
-    split: Split,
-    mode: str,
-) -> Trials:
-    """Meta-World's ``metalearning_evaluation`` on one split.
-
-    Args:
-        policy: the trained agent.
-        name: who acts, it or one that it is compared with.
-        asynchronous: a process an environment.
-        seed: of the benchmark's goals.
-        horizon: simulator steps of an episode.
-        mode: label.
-    """
-    from metaworld.evaluation import metalearning_evaluation
-
-    families = bench.families(split)
-    envs = make_trial_envs(
-        bench,
-        split,
-        seed=seed,
-        batch=trials.batch(len(families)),
-        tasks_per_family=trials.total_tasks_per_cls,
-        horizon=horizon,
-        asynchronous=asynchronous,
-        goal_visible=name == "expert",
-    )
-    agent = choose_agent(name, policy, envs.families, bench.world)
-    try:
-        with few_threads(len(envs.families)):
-            success, mean_return, by_family = metalearning_evaluation(
-                TrialAgent(agent, acting, envs.families),
-                envs,
-                num_evals=trials.num_evals,
-                adaptation_episodes=trials.adaptation_episodes,
-                evaluation_episodes=trials.evaluation_episodes,
-            )
-    finally:
-        envs.close()
-    official = {
-        "success": float(success),
-        "return": float(mean_return),
-        "families": {f: float(by_family[metaworld_name(f)]) for f in families},
-    }
-    return Trials(_outcomes(envs, families, split, mode), official, trials.adaptation_episodes - 1)
-
-
-def _outcomes(envs: RecordedEnvs, families: Sequence[str], split: Split, mode: str) -> Outcomes:
-    seen, each = envs.episodes, envs.num_envs // len(families)
-    return Outcomes(
-        family=torch.tensor([families.index(envs.families[e.env]) for e in seen]),
-        goal=torch.tensor([e.trial * each + e.env % each for e in seen]),
-        number=torch.tensor([e.number for e in seen]),
-        success=torch.tensor([e.success for e in seen]),
-        final_success=torch.tensor([e.final_success for e in seen]),
-        episode_return=torch.tensor([e.episode_return for e in seen]),
-        length=torch.tensor([e.length for e in seen]),
-        families=tuple(families),
-        split=split,
-        mode=mode,
-        phase=tuple(e.phase for e in seen),
-    )
-
-
-# --- its environments, which take notes ----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One finished episode.
-
-    Args:
-        env: number of the environment.
-        trial: of the environment, each on a goal of its own.
-        phase, number: of the episode, within the trial's adaptation or evaluation.
-        success: at any step.
-        final_success: at the last step.
-        episode_return: undiscounted.
-        length: simulator steps.
-    """
-
-    env: int
-    trial: int
-    phase: Phase
-    number: int
-    success: bool
-    final_success: bool
-    episode_return: float
-    length: int
+    mask = due[:, None].to(new.age.device)
+    hidden = tuple(torch.where(mask, *pair) for pair in zip(new.hidden, old.hidden, strict=True))
+    names = ("observation", "action", "macro_action", "age")
+    return Carry(hidden, *(torch.where(mask, getattr(new, name), getattr(old, name)) for name in names))
 
 
 class RecordedEnvs(gym.vector.VectorWrapper):
     """Notes every episode that ends; changes nothing, save that experts can be shown the goal.
 
     Args:
-        envs: of :func:`make_trial_envs`.
+        families: of each environment, those of one family next to each other and equally many.
         goal_visible: write the goal into the observation.
     """
 
-    def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any], goal_visible: bool = False) -> None:
+    env: Any
+
+    def __init__(self, envs: Any, families: Sequence[str], goal_visible: bool = False) -> None:
         super().__init__(envs)
-        self.episodes: list[Episode] = []
-        self.families = tuple(short_name(name) for name in _task_names(envs))
-        self._goal_visible = goal_visible
-        self._trial, self._phase = -1, "adaptation"
+        self.families, self._goal_visible = tuple(families), goal_visible
+        self._each = len(families) // len(set(families))
+        self._notes: list[FloatArray] = []  # [8, N] of N episodes that ended at once
+        self._trial, self._evaluates = -1, False
         self._number = np.zeros(self.num_envs, dtype=int)
         self._ever = np.zeros(self.num_envs, dtype=np.bool_)
 
     def get_attr(self, name: str) -> Any:
         """Attribute ``name`` of every environment."""
-        return self.env.get_attr(name)  # type: ignore[attr-defined]
+        return self.env.get_attr(name)
 
-    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, name: str, *args: Any) -> Any:
         """Call ``name`` on every environment; Meta-World's evaluation thereby says what it is about to do."""
         if name == "sample_tasks":
             self._trial += 1
         if name == "toggle_terminate_on_success":  # on in the evaluation's episodes alone
-            self._phase = "evaluation" if args[0] else "adaptation"
-        return self.env.call(name, *args, **kwargs)  # type: ignore[attr-defined]
+            self._evaluates = bool(args[0])
+        return self.env.call(name, *args)
 
     def reset(self, **kwargs: Any) -> Any:
         """Start episodes everywhere."""
@@ -280,46 +147,44 @@ class RecordedEnvs(gym.vector.VectorWrapper):
         ended = np.logical_or(terminated, truncated)
         if not ended.all():  # else there is nothing but last steps
             self._ever |= ~ended & (np.asarray(info["success"], dtype=float) > 0.5)
-        for i in np.flatnonzero(ended):
+        if len(env := np.flatnonzero(ended)):
             last = info["final_info"]
-            final = bool(last["success"][i] > 0.5)
-            self.episodes.append(
-                Episode(
-                    env=int(i),
-                    trial=self._trial,
-                    phase=self._phase,  # type: ignore[arg-type]
-                    number=int(self._number[i]),
-                    success=bool(self._ever[i]) or final,
-                    final_success=final,
-                    episode_return=float(last["episode"]["r"][i]),
-                    length=int(last["episode"]["l"][i]),
-                )
-            )
+            final = last["success"][env] > 0.5
+            family, own = np.divmod(env, self._each)
+            goal, ever = self._trial * self._each + own, self._ever[env] | final
+            total, length = last["episode"]["r"][env], last["episode"]["l"][env]
+            phase = np.full(len(env), self._evaluates)
+            note = (family, goal, self._number[env], ever, final, total, length, phase)
+            self._notes.append(np.stack(note).astype(float))
         self._number[ended] += 1
         self._ever[ended] = False
         return self._show(observation), reward, terminated, truncated, info
 
     def _show(self, observation: Any) -> Any:
         if self._goal_visible:
-            goals = np.stack(self.env.call("_get_pos_goal"))  # type: ignore[attr-defined]
-            observation[:, list(GOAL_INDICES)] = goals
+            observation[:, list(GOAL_INDICES)] = np.stack(self.env.call("_get_pos_goal"))
         return observation
 
-
-def _task_names(envs: Any) -> list[str]:
-    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-
-    names = {cls.__name__: name for name, cls in ALL_V3_ENVIRONMENTS.items()}
-    return [names[name] for name in envs.get_attr("task_name")]
+    def outcomes(self, split: Split, mode: str, adapted: int | None = None) -> Outcomes:
+        """The episodes that ended, or only those of adaptation that have number ``adapted``."""
+        notes = torch.from_numpy(np.concatenate(self._notes, axis=1))
+        if adapted is not None:
+            notes = notes[:, (notes[2] == adapted) & (notes[-1] == 0)]
+        *columns, evaluates = notes
+        tensors: dict[str, Any] = {
+            name: column.to(_NOTED[name]) for name, column in zip(_NOTED, columns, strict=True)
+        }
+        families = tuple(dict.fromkeys(self.families))
+        phase = tuple("evaluation" if x else "adaptation" for x in evaluates.tolist())
+        return Outcomes(**tensors, families=families, split=split, mode=mode, phase=phase)
 
 
 def make_trial_envs(
     bench: Benchmark,
     split: Split,
+    trials: TrialConfig,
     *,
     seed: int,
-    batch: int,
-    tasks_per_family: int,
     horizon: int,
     asynchronous: bool = False,
     goal_visible: bool = False,
@@ -331,31 +196,72 @@ def make_trial_envs(
 
     Args:
         seed: of the benchmark's goals.
-        batch: environments.
-        tasks_per_family: goals a family, shared out over its environments.
-        horizon: simulator steps of an episode.
         asynchronous: a process an environment.
-        goal_visible: for scripted experts.
     """
     import metaworld
 
+    families = bench.families(split)
+    batch = trials.batch(len(families))
     options: dict[str, Any] = {
         "seed": seed,
+        "split": split,
         "meta_batch_size": batch,
-        "total_tasks_per_cls": tasks_per_family,
+        "total_tasks_per_cls": trials.total_tasks_per_cls,
+        "task_select": "pseudorandom",
+        "terminate_on_success": split == "test",
         "vector_strategy": "async" if asynchronous else "sync",
         "max_episode_steps": horizon,
         "recurrent_info_in_obs": True,
         "normalize_reward_in_recurrent_info": False,
     }
-    if bench.name == "custom":
-        options |= {"split": split, "task_select": "pseudorandom", "terminate_on_success": split == "test"}
-        options["train_envs"] = [metaworld_name(f) for f in bench.train]
-        options["test_envs"] = [metaworld_name(f) for f in bench.test]
-        make = partial(gym.make_vec, "Meta-World/custom-ml-envs", **options)
-    else:
-        name = metaworld_name(bench.train[0]) if bench.name == "ML1" else bench.name
-        of_split = metaworld.make_ml_envs_train if split == "train" else metaworld.make_ml_envs_test
-        make = partial(of_split, name, **options)
     with workers():
-        return RecordedEnvs(make(), goal_visible)
+        if bench.name == "custom":
+            train, test = ([metaworld_name(f) for f in part] for part in (bench.train, bench.test))
+            envs = gym.make_vec("Meta-World/custom-ml-envs", train_envs=train, test_envs=test, **options)
+        else:
+            name = metaworld_name(bench.train[0]) if bench.name == "ML1" else bench.name
+            envs = metaworld.make_ml_envs(name, **options)
+    each = batch // len(families)
+    return RecordedEnvs(envs, [family for family in families for _ in range(each)], goal_visible)
+
+
+@dataclass
+class Trials:
+    """What an evaluation by Meta-World's protocol brought.
+
+    Scored are the last episodes of adaptation: every environment has one on every goal, where Meta-World
+    counts a family's first evaluation episodes to end.
+    """
+
+    recorded: Outcomes  # all episodes that ended, adaptation's and evaluation's
+    scored: Outcomes
+    official: dict[str, Any]  # what Meta-World's returned: mean "success" and "return", success of "families"
+
+    def to(self, device: torch.device) -> Trials:
+        """Itself: there is nothing to compute with."""
+        return self
+
+    def outcomes(self) -> Outcomes:
+        """The episodes to be scored."""
+        return self.scored
+
+
+@torch.no_grad()
+def evaluate_trials(
+    agent: Agent, envs: RecordedEnvs, trials: TrialConfig, acting: Acting, split: Split, mode: str
+) -> Trials:
+    """Meta-World's ``metalearning_evaluation`` of ``agent``; ``split`` and ``mode`` are labels."""
+    from metaworld.evaluation import metalearning_evaluation
+
+    with few_threads(envs.num_envs):
+        success, mean_return, by_family = metalearning_evaluation(
+            TrialAgent(agent, acting, envs.families),
+            envs,
+            num_evals=trials.num_evals,
+            adaptation_episodes=trials.adaptation_episodes,
+            evaluation_episodes=trials.evaluation_episodes,
+        )
+    scored = envs.outcomes(split, mode, adapted=trials.adaptation_episodes - 1)
+    families = {f: float(by_family[metaworld_name(f)]) for f in scored.families}
+    official = {"success": float(success), "return": float(mean_return), "families": families}
+    return Trials(envs.outcomes(split, mode), scored, official)

@@ -17,22 +17,17 @@ from hmrl.types import Outcomes
 class Score(NamedTuple):
     """What episodes of one family, or of all, amount to.
 
-    Args:
-        episodes: their number; those that must be equal count once.
-        success: share solved at any step.
-        low, high: its 95 % interval (Wilson for a family; for the mean over families the normal
-            approximation of a stratified mean, with add-one smoothed variances). None where there is one
-            goal a family and nothing is drawn: of one episode and its copies there is none.
-        final_success: share solved at the last simulator step.
-        episode_return: mean undiscounted return.
+    The 95 % interval of success is Wilson's for a family. For the mean over families it is the normal
+    approximation of a stratified mean, with add-one smoothed variances. There is none where there is one
+    goal a family and nothing is drawn: of one episode and its copies.
     """
 
-    episodes: int
-    success: float
+    episodes: int  # those that must be equal count once
+    success: float  # share solved at any step
     low: float | None
     high: float | None
-    final_success: float
-    episode_return: float
+    final_success: float  # share solved at the last simulator step
+    episode_return: float  # mean, undiscounted
 
 
 class FamilyOutcomes(Metric):
@@ -54,16 +49,9 @@ class FamilyOutcomes(Metric):
 
     def update(self, episodes: Outcomes) -> None:
         """Add ``episodes``, whose families must be this metric's."""
-        if episodes.families != self.families:
-            raise ValueError(f"episodes of {episodes.families} scored by a metric of {self.families}")
-        won = episodes.success.double()
-        columns = [
-            torch.ones_like(won),
-            won,
-            episodes.final_success.double(),
-            episodes.episode_return.double(),
-        ]
-        of_each = torch.stack(columns, dim=1).to(self.outcomes)
+        won = episodes.success
+        columns = (torch.ones_like(won), won, episodes.final_success, episodes.episode_return)
+        of_each = torch.stack([column.double() for column in columns], dim=1).to(self.outcomes)
         goals = self.distinct or 1
         group = episodes.family * goals + episodes.goal % goals
         self.outcomes += sums_by_group(of_each, group, len(self.families) * goals).unflatten(0, (-1, goals))
@@ -75,25 +63,18 @@ class FamilyOutcomes(Metric):
         outcomes = self.outcomes
         if self.distinct:  # equal episodes are one
             outcomes = outcomes / outcomes[..., :1].clamp(min=1)
-        for family, row in zip(self.families, outcomes.sum(1).tolist(), strict=True):
-            n, won, final, total = row
+        for family, (n, won, final, total) in zip(self.families, outcomes.sum(1).tolist(), strict=True):
             if n == 0:
                 raise RuntimeError(f"no episode of {family} was scored")
             interval = binomtest(round(won), round(n)).proportion_ci(method="wilson")
-            low, high = (interval.low, interval.high) if self.distinct != 1 else (None, None)
-            scores[family] = Score(round(n), won / n, low, high, final / n, total / n)
+            scores[family] = Score(round(n), won / n, interval.low, interval.high, final / n, total / n)
             smoothed = (won + 1) / (n + 2)
             variance += smoothed * (1 - smoothed) / n
-        each, count = list(scores.values()), len(scores)
-        success = sum(s.success for s in each) / count
-        half = norm.ppf(0.975) * variance**0.5 / count
+        episodes, *totals = (sum(column) for column in zip(*scores.values(), strict=True))
+        success, _, _, final, total = (value / len(scores) for value in totals)
+        half = norm.ppf(0.975) * variance**0.5 / len(scores)
         low, high = max(0.0, success - half), min(1.0, success + half)
-        scores["mean"] = Score(
-            sum(s.episodes for s in each),
-            success,
-            low if self.distinct != 1 else None,
-            high if self.distinct != 1 else None,
-            sum(s.final_success for s in each) / count,
-            sum(s.episode_return for s in each) / count,
-        )
+        scores["mean"] = Score(episodes, success, low, high, final, total)
+        if self.distinct == 1:
+            return {name: score._replace(low=None, high=None) for name, score in scores.items()}
         return scores

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 from hmrl.envs import Backend, Benchmark
 from hmrl.envs.benchmarks import GOALS_PER_FAMILY, Goals, same_goals
 from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.evaluation.baselines import AgentName
+from hmrl.himeta.rules import Checked, Count, Rule
 from hmrl.system.errors import UserError
 from hmrl.types import Acting, Split
 
@@ -17,7 +18,7 @@ Protocol = Literal["first_episode", "paper", "meta_world"]
 
 
 @dataclass
-class EvaluationConfig:
+class EvaluationConfig(Checked):
     """One way to evaluate.
 
     Args:
@@ -33,6 +34,8 @@ class EvaluationConfig:
         perturbation: of what agents see, do and earn; None for that of training.
     """
 
+    KEY = "EvaluationConfig"  # of data.validation and of data.test
+
     goals: int = 4
     envs_per_family: int = 4
     backend: Backend | None = None
@@ -41,14 +44,11 @@ class EvaluationConfig:
     perturbation: Perturbation | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.perturbation = Perturbation.of(self.perturbation)
 
     def perturbation_within(self, training: Perturbation) -> Perturbation:
-        """What is between simulator and agent; only trained agents are told what is missing.
-
-        Args:
-            training: the perturbation of training.
-        """
+        """What is between simulator and agent; only trained agents are told what is missing."""
         effective = training if self.perturbation is None else self.perturbation
         return effective if self.agent == "policy" else effective.untold()
 
@@ -61,20 +61,13 @@ class EvaluationConfig:
         perturbation: Perturbation,
         shown: Sequence[str] = (),
     ) -> None:
-        """Refuse what could not be evaluated.
+        """Raise a UserError for what could not be evaluated.
 
         Args:
             key: where these settings stand, as "data.test".
-            bench: whose families.
             backend, goals_per_family, perturbation: of training.
             shown: which of ``goals_shown`` and ``families_shown`` are set.
-
-        Raises:
-            UserError: naming the setting.
         """
-        for name, allowed in (("protocol", Protocol), ("agent", AgentName)):
-            if (value := getattr(self, name)) not in get_args(allowed):
-                raise UserError(f"{key}.{name} is {value!r}: use one of {', '.join(get_args(allowed))}")
         perturbation.check_evaluation(key, self.perturbation, self.protocol)
         own = self.backend or backend
         bench.check_backend(f"{key}.backend", own)
@@ -82,15 +75,10 @@ class EvaluationConfig:
             raise UserError(
                 f"{key}.agent is expert, but data.benchmark {bench.name} has none: use policy or random"
             )
-        if self.protocol == "meta_world" and own in ("gridworld", "own"):
+        if self.protocol == "meta_world" and own not in ("metaworld", "metaworld_async"):
             raise UserError(
-                f"{key}.protocol is meta_world, which is Meta-World's own evaluation, but data.benchmark is "
-                f"{bench.name}: use first_episode or paper"
-            )
-        if self.protocol == "meta_world" and own == "envpool":
-            raise UserError(
-                f"{key}.protocol is meta_world, but {key}.backend is envpool: Meta-World's evaluation needs "
-                "its own simulator, metaworld or metaworld_async"
+                f"{key}.protocol is meta_world, but data.benchmark {bench.name} is simulated by {own}: set "
+                f"{key}.backend to metaworld or metaworld_async, or use first_episode or paper"
             )
         if self.protocol == "meta_world" and shown:
             raise UserError(
@@ -104,12 +92,7 @@ class EvaluationConfig:
             )
         if self.protocol == "first_episode":
             bench.check_goals(f"{key}.goals", self.goals, own)
-        if (
-            self.protocol == "paper"
-            and goals_per_family == 1
-            and "envpool" in {own, backend}
-            and own != backend
-        ):
+        if self.protocol == "paper" and goals_per_family == 1 and not same_goals(own, backend):
             raise UserError(
                 f"{key}.backend is {own}, but training has one goal a family on {backend}, whose goals are "
                 f"others: use {key}.backend null, or {key}.protocol first_episode"
@@ -142,8 +125,12 @@ class EvaluationConfig:
         return Goals(split, seed, self.goals, stream)
 
 
+_CountOrNull = Annotated[int | None, Rule("1 or more, or null", lambda x: x is None or x >= 1)]
+_Tasks = Annotated[int, Rule(f"1 to {GOALS_PER_FAMILY}, Meta-World's", lambda x: 1 <= x <= GOALS_PER_FAMILY)]
+
+
 @dataclass
-class TrialConfig:
+class TrialConfig(Checked):
     """Of the protocol ``meta_world``; the names and defaults are Meta-World's.
 
     Args:
@@ -154,34 +141,16 @@ class TrialConfig:
         total_tasks_per_cls: goals a family, which its environments share.
     """
 
-    num_evals: int = 10
-    adaptation_episodes: int = 10
-    evaluation_episodes: int = 3
-    meta_batch_size: int | None = None
-    total_tasks_per_cls: int = 40
+    KEY = "data.trials"
 
-    def __post_init__(self) -> None:
-        for name in ("num_evals", "adaptation_episodes", "evaluation_episodes"):
-            if (value := getattr(self, name)) < 1:
-                raise UserError(f"data.trials.{name} is {value}: use 1 or more")
-        if self.meta_batch_size is not None and self.meta_batch_size < 1:
-            raise UserError(f"data.trials.meta_batch_size is {self.meta_batch_size}: use 1 or more, or null")
-        if not 1 <= self.total_tasks_per_cls <= GOALS_PER_FAMILY:
-            raise UserError(
-                f"data.trials.total_tasks_per_cls is {self.total_tasks_per_cls}: use 1 to "
-                f"{GOALS_PER_FAMILY}, the goals that Meta-World has for a family"
-            )
+    num_evals: Count = 10
+    adaptation_episodes: Count = 10
+    evaluation_episodes: Count = 3
+    meta_batch_size: _CountOrNull = None
+    total_tasks_per_cls: _Tasks = 40
 
     def check(self, key: str, splits: Iterable[Sequence[str]], world_size: int) -> None:
-        """Refuse what could not be evaluated.
-
-        Args:
-            key: where the evaluation's settings stand, as "data.test".
-            splits: families of each.
-
-        Raises:
-            UserError: naming the setting.
-        """
+        """Raise a UserError for what could not be evaluated; ``key`` is where it is set, as "data.test"."""
         for families in splits:
             self.batch(len(families))
         if world_size > 1:
@@ -191,11 +160,7 @@ class TrialConfig:
             )
 
     def batch(self, families: int) -> int:
-        """Environments for so many families.
-
-        Raises:
-            UserError: if they do not share out.
-        """
+        """Environments for so many families; a UserError if they do not share out."""
         batch = self.meta_batch_size or -(-20 // families) * families
         if batch % families or self.total_tasks_per_cls % (batch // families):
             raise UserError(

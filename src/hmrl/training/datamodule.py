@@ -14,7 +14,7 @@ from hmrl.envs import Backend, Benchmark, benchmark, make_envs
 from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals
 from hmrl.envs.wrappers.perturb import Perturbation, sensors_of
 from hmrl.envs.wrappers.shown import as_seen
-from hmrl.evaluation.evaluator import Evaluated, Evaluation, Evaluator
+from hmrl.evaluation.evaluator import Evaluated, Evaluator
 from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig, default_modes
 from hmrl.himeta.config import as_config
 from hmrl.himeta.policy import HierarchicalPolicy
@@ -319,7 +319,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
 
         trained_on = self.seed, self.backend, self.goals_per_family
         splits: tuple[Split, Split] = ("train", "test")
-        evaluation = Evaluation(
+        return Evaluator(
             config,
             self.benchmark,
             backend,
@@ -330,8 +330,9 @@ class MetaWorldDataModule(pl.LightningDataModule):
             self.horizon,
             self.seed,
             stream,
+            learner.policy,
+            build,
         )
-        return Evaluator(evaluation, learner.policy, build)
 
     # --- Lightning -------------------------------------------------------------------------------
 

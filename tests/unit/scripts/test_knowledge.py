@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch.distributions import kl_divergence
 
+import knowledge
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout
-from support.agents import FAMILIES, ToyEnvs, build_module, encoder_config, load_script, play, vae_config
-
-
-@pytest.fixture(scope="module")
-def script() -> Any:
-    return load_script("knowledge")
+from support.agents import FAMILIES, ToyEnvs, build_module, encoder_config, play, vae_config
 
 
 def played(agent: HierarchicalMetaRL) -> Rollout:
     return play(agent, ToyEnvs(2 * len(FAMILIES)), key=[3])
 
 
-def test_swapped_beliefs_are_another_familys_at_the_same_decision(script: Any) -> None:
+def test_swapped_beliefs_are_another_familys_at_the_same_decision() -> None:
     agent = build_module(encoder_config(), vae_config())
     rollout, t = played(agent), 3
-    found = script.findings(agent, rollout, [t], 1)
+    found = knowledge.findings(agent, rollout, [t], 1)
     policy = agent.policy
     state = policy.normalize(rollout.observation)[t]
     columns = [(rollout.family == k).nonzero().flatten() for k in range(len(FAMILIES))]
@@ -46,7 +40,7 @@ def test_swapped_beliefs_are_another_familys_at_the_same_decision(script: Any) -
     assert found["observed"][t][FAMILIES[1]] == pytest.approx(seen)
 
 
-def test_noise_of_an_agent_that_acts_on_draws_is_no_knowledge(script: Any) -> None:
+def test_noise_of_an_agent_that_acts_on_draws_is_no_knowledge() -> None:
     """Its beliefs' probabilities are looked at, and z's mean: equal beliefs move nothing."""
     torch.manual_seed(0)
     drawn = Acting(task_belief="sample", macro_action="sample")
@@ -54,16 +48,16 @@ def test_noise_of_an_agent_that_acts_on_draws_is_no_knowledge(script: Any) -> No
     head = agent.policy.task_encoder.head[-1]  # type: ignore[union-attr]
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
-    found = script.findings(agent, played(agent), [2], 0)
+    found = knowledge.findings(agent, played(agent), [2], 0)
     assert found["information"][2] == pytest.approx(0, abs=1e-6)
     assert all(kl == pytest.approx(0, abs=1e-6) for kl in found["kl_of_swapped_beliefs"][2].values())
 
 
-def test_information_is_that_of_the_belief_and_not_found_by_chance(script: Any) -> None:
+def test_information_is_that_of_the_belief_and_not_found_by_chance() -> None:
     agent = build_module(encoder_config(categories=len(FAMILIES)), vae_config())
     rollout = played(agent)
     rollout.task_belief = torch.eye(len(FAMILIES))[rollout.family].expand(len(rollout.task_belief), -1, -1)
-    found = script.findings(agent, rollout, [0, 2], 0)
+    found = knowledge.findings(agent, rollout, [0, 2], 0)
     limit = torch.tensor(float(len(FAMILIES))).log().item()
     assert found["information"] == {t: pytest.approx(limit, rel=1e-4) for t in (0, 2)}
     assert all(value < limit - 0.05 for value in found["information_by_chance"].values())

@@ -8,14 +8,10 @@ from typing import Any
 
 import pytest
 
+import offline_beliefs
 from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.system.errors import UserError
-from support.agents import build_module, encoder_config, load_script, random_rollout, vae_config
-
-
-@pytest.fixture(scope="module")
-def script() -> Any:
-    return load_script("offline_beliefs")
+from support.agents import build_module, encoder_config, random_rollout, vae_config
 
 
 def checkpoint(episodes: int = 5, **changes: Any) -> dict[str, Any]:
@@ -33,40 +29,41 @@ def checkpoint(episodes: int = 5, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_updates_lower_the_error_on_episodes_held_out(script: Any) -> None:
+def test_updates_lower_the_error_on_episodes_held_out() -> None:
     saved = checkpoint()
-    episodes = script.episodes_of(saved, Path("last.ckpt"))
+    episodes = offline_beliefs.episodes_of(saved, Path("last.ckpt"))
     assert len(episodes.family) == 40
     beliefs = ["categorical:3", "categorical:2x3", "continuous:4"]
-    found = script.compare(saved, episodes, beliefs, [1, 2], 150)
+    found = offline_beliefs.compare(saved, episodes, beliefs, [1, 2], 150)
     for belief in beliefs:
         for before, after in zip(found[belief]["before"], found[belief]["after"], strict=True):
             assert after < 0.5 * before, belief
-    again = script.compare(saved, episodes, ["categorical:2x3"], [2], 150)
+    again = offline_beliefs.compare(saved, episodes, ["categorical:2x3"], [2], 150)
     assert again["categorical:2x3"]["after"] == found["categorical:2x3"]["after"][1:]
 
 
-def test_dropout_is_for_learning_only(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_is_for_learning_only(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = checkpoint(dropout=0.5)
-    episodes = script.episodes_of(saved, Path("last.ckpt"))
-    found = script.compare(saved, episodes, ["categorical:3"], [1], 0)["categorical:3"]
+    episodes = offline_beliefs.episodes_of(saved, Path("last.ckpt"))
+    found = offline_beliefs.compare(saved, episodes, ["categorical:3"], [1], 0)["categorical:3"]
     assert found["after"] == found["before"]
     modes = []
-    asking = script.error_of
+    asking = offline_beliefs.error_of
 
     def seen(policy: Any, *arguments: Any) -> Any:
         modes.append(policy.task_encoder.training)
         return asking(policy, *arguments)
 
-    monkeypatch.setattr(script, "error_of", seen)
-    script.compare(saved, episodes, ["categorical:3"], [1], 2)
+    monkeypatch.setattr(offline_beliefs, "error_of", seen)
+    offline_beliefs.compare(saved, episodes, ["categorical:3"], [1], 2)
     assert modes == [False, True, True, False]
 
 
-def test_what_is_compared_is_what_was_asked_for(script: Any) -> None:
+def test_what_is_compared_is_what_was_asked_for() -> None:
     base = encoder_config(reward_coef=0.0)
     one, several, continuous = (
-        script.config_of(belief, base) for belief in ("categorical:7", "categorical:4x6", "continuous:9")
+        offline_beliefs.config_of(belief, base)
+        for belief in ("categorical:7", "categorical:4x6", "continuous:9")
     )
     assert (one.belief, one.variables, one.categories, one.reward_coef) == ("categorical", 1, 7, 1.0)
     assert (several.variables, several.categories) == (4, 6)
@@ -76,13 +73,13 @@ def test_what_is_compared_is_what_was_asked_for(script: Any) -> None:
 @pytest.mark.parametrize(
     "belief", ["mixture:3", "categorical:x", "categorical", "continuous:2x3", "categorical:2x3x4"]
 )
-def test_another_belief_is_refused(script: Any, belief: str) -> None:
+def test_another_belief_is_refused(belief: str) -> None:
     with pytest.raises(UserError, match=f"belief '{belief}'"):
-        script.config_of(belief, encoder_config())
+        offline_beliefs.config_of(belief, encoder_config())
 
 
-def test_weights_without_episodes_are_refused(script: Any) -> None:
+def test_weights_without_episodes_are_refused() -> None:
     saved = checkpoint()
     del saved["ToyDataModule"]
     with pytest.raises(UserError, match=r"no replayed episodes: use the last\.ckpt"):
-        script.episodes_of(saved, Path("agent.weights.ckpt"))
+        offline_beliefs.episodes_of(saved, Path("agent.weights.ckpt"))

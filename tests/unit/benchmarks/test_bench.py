@@ -11,23 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from support.agents import load_script
+import bench
+from hmrl.envs.benchmarks import benchmark
 
 
-@pytest.fixture
-def bench() -> Any:
-    return load_script("bench")
-
-
-def test_every_size_is_one_of_a_benchmark(bench: Any) -> None:
-    for benchmark, each in bench.SIZES:
-        data = bench.data_of(benchmark, each)
-        assert len(data.families) == {"ML1": 1, "ML10": 10, "ML45": 45}[benchmark]
-        assert data.envs_per_family == each
+def test_every_size_is_one_of_a_benchmark() -> None:
+    for name, _ in bench.SIZES:
+        assert len(benchmark(name, ["reach"] if name == "ML1" else []).train) == bench.FAMILIES[name]
 
 
 def test_ratios_are_medians_of_ratios_and_known_after_each_part(
-    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """2, 3 and 10 over 1, 2 and 20; the second part fails."""
     answers = iter([{"fast": 2.0, "slow": 1.0}, {"fast": 3.0, "slow": 2.0}, {"fast": 10.0, "slow": 20.0}])
@@ -58,28 +52,28 @@ def test_ratios_are_medians_of_ratios_and_known_after_each_part(
 
 
 @pytest.mark.slow
-def test_a_measurement_that_fails_says_why(bench: Any) -> None:
-    with pytest.raises(SystemExit, match=r"(?s)the measurement collecting of .* failed:.*UserError:.*ML99"):
-        bench.apart("collecting", benchmark="ML99")
+def test_a_measurement_that_fails_says_why() -> None:
+    with pytest.raises(SystemExit, match=r"(?s)the measurement training of .* failed:.*UserError:.*ML99"):
+        bench.apart("training", benchmark="ML99")
 
 
 @pytest.mark.slow
-def test_peak_memory_is_the_measured_processs_own(bench: Any) -> None:
+def test_peak_memory_is_the_measured_processs_own() -> None:
     """However much the parent has had."""
     much = np.ones(1 << 27)  # 1 GiB
-    found = bench.apart("raw_envpool", each=1, steps=2)
+    _, peak = bench.apart("raw_envpool", each=1, steps=2)
     assert much[-1] == 1
-    assert 50 < found["peak_mib"] < 1000
+    assert 50 < peak < 1000
 
 
-def test_the_share_of_learning_on_a_gpu(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_of_learning_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """An iteration of 100 environments is 50,000 steps: at 10,000 a second 5 s, of which 1 s is learning."""
     if not torch.cuda.is_available():
         assert bench.gpu() == {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(bench, "collecting", lambda each, device: 20_000.0)
     monkeypatch.setattr(
-        bench, "training", lambda each, accelerator: {"rate": 1_000.0 * each, "training_step": 1.0}
+        bench, "trained", lambda each, accelerator: {"rate": 1_000.0 * each, "training_step": 1.0}
     )
     found = bench.gpu()
     shares = [found[over] / found[under] for _, over, under, _ in bench.RATIOS["gpu"]]

@@ -1,35 +1,37 @@
 """Does memory stay flat? Trains the smoke config and compares resident sizes over ten iterations each.
 
-python scripts/memory.py --run_dir runs/memory
+python benchmarks/memory.py --run_dir runs/memory
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from contextlib import suppress
+from math import nan
 from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
 
 WINDOW = 10  # iterations, with one evaluation
 ITERATION_STEPS = 10_000  # of configs/smoke.yaml: 10 families x 2 environments x 500 steps
 
 
-def iterations_logged(run_dir: Path) -> int:
-    log = run_dir / "metrics.csv"
-    if not log.is_file():
-        return 0
-    with log.open(newline="") as file:
-        return sum(bool(row.get("ppo/approx_kl")) for row in csv.DictReader(file))
+def mib(field: str, pid: int | str = "self") -> float:
+    """A process's memory now (``VmRSS``) or at its peak (``VmHWM``); nan on other systems than Linux.
 
-
-def resident_mib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
-    return int(line.split()[1]) / 1024
+    The peak of ``resource.getrusage`` is the parent's, where that had more.
+    """
+    if sys.platform != "linux":
+        return nan
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"process {pid} has ended")
 
 
 def main() -> int:
@@ -52,21 +54,19 @@ def main() -> int:
         while process.poll() is None and iteration < arguments.last:
             time.sleep(0.2)
             window = iteration // WINDOW * WINDOW + WINDOW
-            with suppress(OSError):  # it has just ended
-                sizes[window].append(resident_mib(process.pid))
-            if (now := iterations_logged(arguments.run_dir)) != iteration:
+            with suppress(OSError, KeyError, ValueError):  # it has just ended, or is writing its log
+                sizes[window].append(mib("VmRSS", process.pid))
+                now = int(pd.read_csv(arguments.run_dir / "metrics.csv")["ppo/approx_kl"].count())
+                if now != iteration and now % WINDOW == 0:
+                    mean, most = fmean(sizes[window]), max(sizes[window])
+                    print(
+                        f"iterations to {window}: {mean:.0f} MiB on average, at most {most:.0f}", flush=True
+                    )
                 iteration = now
-                if iteration % WINDOW == 0:
-                    print(f"iterations to {window:4d}: {describe(sizes[window])}", flush=True)
         process.terminate()
-    means = {i: sum(sizes[i]) / len(sizes[i]) for i in (arguments.first, arguments.last)}
-    growth = means[arguments.last] / means[arguments.first] - 1
+    growth = fmean(sizes[arguments.last]) / fmean(sizes[arguments.first]) - 1
     print(f"growth of the mean from iteration {arguments.first} to {arguments.last}: {growth:+.1%}")
     return int(growth > arguments.most)
-
-
-def describe(sizes: list[float]) -> str:
-    return f"{sum(sizes) / len(sizes):5.0f} MiB resident on average, at most {max(sizes):5.0f}"
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 """Environment steps per second of training, by number of processes on this machine; runs alternate.
 
-python scripts/scaling.py --devices 1 2 --repeats 3
+python benchmarks/scaling.py --devices 1 2 --repeats 3
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
 from statistics import median
+
+import pandas as pd
 
 
 def steps_per_second(run_dir: Path, devices: int, accelerator: str, iterations: int) -> float:
@@ -21,9 +22,7 @@ def steps_per_second(run_dir: Path, devices: int, accelerator: str, iterations: 
     command += ["--trainer.devices", str(devices), "--trainer.accelerator", accelerator]
     command += ["--trainer.check_val_every_n_epoch", str(iterations + 1)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        speeds = [row["time/env_steps_per_second"] for row in csv.DictReader(file)]
-    return median(float(speed) for speed in speeds[1:] if speed)
+    return float(pd.read_csv(run_dir / "metrics.csv")["time/env_steps_per_second"][1:].median())
 
 
 def main() -> None:
@@ -40,10 +39,7 @@ def main() -> None:
     for repeat in range(arguments.repeats):
         for n, seen in speeds.items():
             seen.append(steps_per_second(arguments.run_dir, n, arguments.accelerator, arguments.iterations))
-            print(
-                f"repeat {repeat + 1}: {n} process(es): {seen[-1]:,.0f} environment steps a second",
-                flush=True,
-            )
+            print(f"repeat {repeat + 1}: {n} process(es): {seen[-1]:,.0f} steps a second", flush=True)
     base = median(speeds[arguments.devices[0]])
     for n, seen in speeds.items():
         rate = f"{median(seen):,.0f} a second, ratio {median(seen) / base:.2f}"

@@ -1,7 +1,7 @@
 """How fast is it? Ratios, each measured within one run; medians over repeats, also as JSON.
 
-python scripts/bench.py                              # everything, three quarters of an hour on two cores
-python scripts/bench.py --only simulators updates    # some parts; the file keeps the others
+python benchmarks/bench.py                              # everything, three quarters of an hour on two cores
+python benchmarks/bench.py --only simulators updates    # some parts; the file keeps the others
 """
 
 from __future__ import annotations
@@ -9,22 +9,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 
 from hmrl.system.cores import keep_to, usable_cores
 from hmrl.system.provenance import provenance
+from memory import mib
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command hmrl does, before PyTorch is imported
 
@@ -95,45 +94,32 @@ def raw_metaworld(strategy: str, steps: int = 100) -> float:
     return rate
 
 
-def data_of(benchmark: str = "ML10", each: int = 10, backend: str = "envpool") -> Any:
-    """A data module with ``each`` environments a family."""
+def data_and_model(
+    benchmark: str = "ML10", each: int = 10, backend: str = "envpool", **settings: Any
+) -> tuple[Any, Any]:
+    """A data module with ``each`` environments a family, and an untrained agent."""
     from hmrl.training.datamodule import MetaWorldDataModule
-
-    families = ["reach"] if benchmark == "ML1" else []
-    return MetaWorldDataModule(benchmark, families, backend=backend, envs_per_family=each)  # type: ignore[arg-type]
-
-
-def collecting(
-    backend: str = "envpool", benchmark: str = "ML10", each: int = 10, k: int = 2, device: str = "cpu"
-) -> float:
-    """This package's ``collect`` with an untrained agent of the default configuration, resets included."""
-    from unittest.mock import patch
-
-    from hmrl.envs.benchmarks import Goals
-    from hmrl.rollouts.collect import collect
     from hmrl.training.module import HierarchicalMetaRL
 
-    data = data_of(benchmark, each, backend)
-    model = HierarchicalMetaRL(
-        data.families, data.observation_dim, data.action_dim, data.ego_indices, decision_interval=k
-    ).to(device)
+    families = ["reach"] if benchmark == "ML1" else []
+    data = MetaWorldDataModule(benchmark, families, backend=backend, envs_per_family=each)  # type: ignore[arg-type]
+    dims = data.families, data.observation_dim, data.action_dim, data.ego_indices
+    return data, HierarchicalMetaRL(*dims, **settings)
+
+
+def collecting(backend: str = "envpool", each: int = 10, k: int = 2, device: str = "cpu") -> float:
+    """This package's ``collect`` on ML10, resets included."""
+    from hmrl.envs.benchmarks import Goals
+    from hmrl.rollouts.collect import collect
+
+    data, model = data_and_model(each=each, backend=backend, decision_interval=k)
+    model = model.to(device)
     envs = data.make_envs(backend, Goals("train", 1, None, 0), each)
-
-    def episode(number: int) -> Any:
-        with patch("hmrl.rollouts.collect._ENOUGH_FOR_A_GPU", 0):  # on a GPU, if that is asked for
-            return collect(
-                envs,
-                model.policy,
-                episode=number,
-                acting=model.acting,
-                families=data.families,
-                split="train",
-                mode="training",
-            )
-
-    episode(0)
-    started = time.perf_counter()
-    rollout = episode(1)
+    labels = {"families": data.families, "split": "train", "mode": "training"}
+    with patch("hmrl.rollouts.collect._ENOUGH_FOR_A_GPU", 0):  # on a GPU, if that is asked for
+        collect(envs, model.policy, episode=0, acting=model.acting, **labels)
+        started = time.perf_counter()
+        rollout = collect(envs, model.policy, episode=1, acting=model.acting, **labels)
     rate = rollout.env_steps / (time.perf_counter() - started)
     envs.close()
     return rate
@@ -146,84 +132,40 @@ def training(
 
     The first iteration, which builds the simulators, is left out.
     """
-    from hmrl.training.module import HierarchicalMetaRL
     from hmrl.training.trainer import make_trainer
 
     gamma = {1: 0.9925, 2: 0.985}[k]  # the same discount a simulator step
-    data = data_of(benchmark, each)
-    model = HierarchicalMetaRL(
-        data.families,
-        data.observation_dim,
-        data.action_dim,
-        data.ego_indices,
-        decision_interval=k,
-        ppo={"gamma": gamma},  # type: ignore[arg-type]
-    )
-    watch = Stopwatch()
-    watch.time(data._collector, "draw")
+    data, model = data_and_model(benchmark, each, decision_interval=k, ppo={"gamma": gamma})
+    calls: dict[str, list[tuple[float, float]]] = {}
+    watch(data._collector, "draw", calls)
     for part in ("training_step", "_update_task_encoder", "_update_macro_vae", "_update_actor_critic"):
-        watch.time(model, part)
+        watch(model, part, calls)
     steps = len(data.families) * each * HORIZON
-    with tempfile.TemporaryDirectory() as folder, silence():
-        trainer = make_trainer(
-            folder,
-            env_steps=(iterations + 1) * steps,
-            accelerator=accelerator,
-            devices=1,
-            check_val_every_n_epoch=10_000,
-        )
-        trainer.fit(model, data)
-    parts = {name: sum(seconds[1:]) / iterations for name, seconds in watch.seconds.items()}
+    options = {"accelerator": accelerator, "devices": 1, "check_val_every_n_epoch": 10_000}
+    with tempfile.TemporaryDirectory() as folder:
+        make_trainer(folder, env_steps=(iterations + 1) * steps, **options).fit(model, data)
+    parts = {name: sum(end - begun for begun, end in times[1:]) / iterations for name, times in calls.items()}
     parts["collecting"] = parts.pop("draw")
-    begun = watch.begun["draw"]
+    begun = [begun for begun, _ in calls["draw"]]
     assert len(begun) == iterations + 1
     # From the second collection to the last: everything between is counted, logging and saving included.
-    parts["rate"] = (iterations - 1) * steps / (begun[-1] - begun[1])
-    return parts
+    return parts | {"rate": (iterations - 1) * steps / (begun[-1] - begun[1])}
 
 
-class Stopwatch:
-    """Seconds of each call of some methods, by name."""
+def watch(owner: Any, name: str, calls: dict[str, list[tuple[float, float]]]) -> None:
+    """Note in ``calls`` when each call of ``owner``'s method ``name`` begins and ends."""
+    method = getattr(owner, name)
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {}
-        self.begun: dict[str, list[float]] = {}
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        begun = time.perf_counter()
+        result = method(*args, **kwargs)
+        calls.setdefault(name, []).append((begun, time.perf_counter()))
+        return result
 
-    def time(self, owner: Any, name: str) -> None:
-        """Time each call of ``owner``'s method ``name``."""
-        method: Callable[..., Any] = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            begun = time.perf_counter()
-            self.begun.setdefault(name, []).append(begun)
-            try:
-                return method(*args, **kwargs)
-            finally:
-                self.seconds.setdefault(name, []).append(time.perf_counter() - begun)
-
-        setattr(owner, name, timed)
+    setattr(owner, name, timed)
 
 
-@contextmanager
-def silence() -> Iterator[None]:
-    """Lightning prints as it trains; the terminal is for the figures."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 1)
-        os.dup2(nothing.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)
-
-
-def apart(name: str, cores: int | None = None, **arguments: Any) -> dict[str, Any]:
+def apart(name: str, cores: int | None = None, **arguments: Any) -> tuple[Any, float]:
     """A measurement in a process of its own: what it returns, and the peak of its memory in MiB.
 
     Args:
@@ -234,17 +176,14 @@ def apart(name: str, cores: int | None = None, **arguments: Any) -> dict[str, An
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"the measurement {name} of {arguments} failed:\n{done.stderr}")
-    content: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return content
+    value, peak = json.loads(done.stdout.splitlines()[-1])
+    return value, peak
 
 
-def peak_mib() -> float:
-    """Of this process's memory. The system's ``ru_maxrss`` is the parent's, where that had more."""
-    status = Path("/proc/self/status")
-    if not status.exists():  # not on Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+def trained(**arguments: Any) -> Rates:
+    """:func:`training`, which prints as it trains, in a process of its own."""
+    found: Rates = apart("training", **arguments)[0]
+    return found
 
 
 # The command hmrl, ended where it would make the first training step.
@@ -287,44 +226,39 @@ def end_to_end() -> Rates:
     """Training, learning included, beside Meta-World's vector environment without any agent."""
     return {
         "Meta-World, sync": raw_metaworld("sync"),
-        "training, k = 2": training(2)["rate"],
-        "training, k = 1": training(1)["rate"],
+        "training, k = 2": trained(k=2)["rate"],
+        "training, k = 1": trained(k=1)["rate"],
     }
 
 
 def updates() -> Rates:
     """Seconds an iteration of 50,000 environment steps."""
-    found = training(2)
-    return {name.removeprefix("_"): value for name, value in found.items() if name != "rate"}
+    return {name.removeprefix("_"): value for name, value in trained().items() if name != "rate"}
 
 
 def sizes() -> Rates:
     """By number of environments and of families; seconds outside the simulator per 50,000 steps; MiB."""
     found: Rates = {}
     for benchmark, each in SIZES:
-        result = apart("training", benchmark=benchmark, each=each, iterations=2)
-        families = len(data_of(benchmark, each).families)
-        name = f"{benchmark}, {families * each} environments"
-        found[f"{name}: steps a second"] = result["value"]["rate"]
+        parts, peak = apart("training", benchmark=benchmark, each=each, iterations=2)
+        environments = each * FAMILIES[benchmark]
+        name = f"{benchmark}, {environments} environments"
+        found[f"{name}: steps a second"] = parts["rate"]
         for label, part in ((_LEARNING, "training_step"), (_LOW_LEVEL, "_update_actor_critic")):
-            found[f"{name}: {label}"] = result["value"][part] * 50_000 / (families * each * HORIZON)
-        found[f"{name}: peak MiB"] = result["peak_mib"]
+            found[f"{name}: {label}"] = parts[part] * 50_000 / (environments * HORIZON)
+        found[f"{name}: peak MiB"] = peak
     return found
 
 
 def threads() -> Rates:
     """By the cores, and so the threads, that a process may use: 1, 2, 4 and so on up to all there are."""
     found: Rates = {}
-    count, total = 1, len(usable_cores())
-    while count <= total:
-        for name, options in (
-            ("raw_envpool", {"threads": -(-count // 10)}),
-            ("collecting", {}),
-            ("training", {}),
-        ):
-            value = apart(name, cores=count, **options)["value"]
-            found[f"{name}, {count} core(s)"] = value["rate"] if isinstance(value, dict) else value
-        count = total if count < total < 2 * count else 2 * count
+    total = len(usable_cores())
+    for count in sorted({2**i for i in range(total.bit_length())} | {total}):
+        simulators = -(-count // 10)
+        found[f"raw_envpool, {count} core(s)"] = apart("raw_envpool", count, threads=simulators)[0]
+        found[f"collecting, {count} core(s)"] = apart("collecting", count)[0]
+        found[f"training, {count} core(s)"] = apart("training", count)[0]["rate"]
     return found
 
 
@@ -341,7 +275,7 @@ def gpu() -> Rates:
         for device in ("cpu", "cuda"):
             found[f"{name}, collect, acting on {device}"] = collecting(each=each, device=device)
         for device in ("cpu", "cuda"):
-            parts = training(each=each, accelerator=device)
+            parts = trained(each=each, accelerator=device)
             found[f"{name}, training, learning on {device}"] = parts["rate"]
             found[f"{name}, learning on {device}, s an iteration"] = parts["training_step"]
             found[f"{name}, learning on {device}, iteration, s"] = 10 * each * HORIZON / parts["rate"]
@@ -350,6 +284,7 @@ def gpu() -> Rates:
 
 # Benchmarks, and environments of each family.
 SIZES = (("ML10", 1), ("ML10", 5), ("ML10", 9), ("ML10", 10), ("ML10", 20), ("ML45", 2), ("ML1", 50))
+FAMILIES = {"ML1": 1, "ML10": 10, "ML45": 45}
 GPU_SIZES = (10, 20, 30, 50)  # environments of each family
 _LEARNING = "learning, s per 50,000 steps"
 _LOW_LEVEL = "actor and critic, s per 50,000 steps"  # the others take so many gradient steps an iteration
@@ -366,24 +301,13 @@ RATIOS = {  # name: of what, over what, and what it shall be
         ("training / Meta-World's stepping, k = 1", "training, k = 1", "Meta-World, sync", "at least 1.3"),
     ],
     "sizes": [
-        (
-            "learning per step, 200 / 50 environments",
-            f"ML10, 200 environments: {_LEARNING}",
-            f"ML10, 50 environments: {_LEARNING}",
-            "at most 1.1",
-        ),
-        (
-            "actor and critic per step, 200 / 50 environments",
-            f"ML10, 200 environments: {_LOW_LEVEL}",
-            f"ML10, 50 environments: {_LOW_LEVEL}",
-            "at most 1.1",
-        ),
-        (
-            "learning per step, ML45 / ML10",  # as many environments, for the reason above
-            f"ML45, 90 environments: {_LEARNING}",
-            f"ML10, 90 environments: {_LEARNING}",
-            "at most 1.1",
-        ),
+        (name, f"{over} environments: {what}", f"{under} environments: {what}", "at most 1.1")
+        for name, over, under, what in (
+            ("learning per step, 200 / 50 environments", "ML10, 200", "ML10, 50", _LEARNING),
+            ("actor and critic per step, 200 / 50 environments", "ML10, 200", "ML10, 50", _LOW_LEVEL),
+            # of as many environments, as the upper levels take so many gradient steps an iteration
+            ("learning per step, ML45 / ML10", "ML45, 90", "ML10, 90", _LEARNING),
+        )
     ],
     "gpu": [
         (
@@ -395,16 +319,8 @@ RATIOS = {  # name: of what, over what, and what it shall be
         for each in GPU_SIZES
     ],
 }
-PARTS = {
-    "simulators": simulators,
-    "end_to_end": end_to_end,
-    "updates": updates,
-    "sizes": sizes,
-    "threads": threads,
-    "starting": starting,
-    "gpu": gpu,
-}
-MEASUREMENTS = {"training": training, "collecting": collecting, "raw_envpool": raw_envpool}
+PARTS = {f.__name__: f for f in (simulators, end_to_end, updates, sizes, threads, starting, gpu)}
+MEASUREMENTS = {f.__name__: f for f in (training, collecting, raw_envpool)}
 
 
 def main() -> None:
@@ -420,8 +336,7 @@ def main() -> None:
         name, cores, options = json.loads(arguments.measure)
         if cores:  # before anything starts threads
             keep_to(usable_cores()[:cores])
-        value = MEASUREMENTS[name](**options)
-        print(json.dumps({"value": value, "peak_mib": peak_mib()}))
+        print(json.dumps([MEASUREMENTS[name](**options), mib("VmHWM")]))
         return
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
@@ -430,11 +345,16 @@ def main() -> None:
         for repeat in range(arguments.repeats):
             runs.append(PARTS[part]())
             print(f"{part}, repeat {repeat + 1} of {arguments.repeats}", flush=True)
-        middle = {name: median(run[name] for run in runs) for name in runs[0]}
-        ratios = {}
+        frame = pd.DataFrame(runs)
+        middle, ratios = frame.median().to_dict(), {}
         for name, over, under, target in RATIOS.get(part, []) if middle else []:
-            each = [run[over] / run[under] for run in runs]
-            ratios[name] = {"median": median(each), "least": min(each), "most": max(each), "target": target}
+            each = frame[over] / frame[under]
+            ratios[name] = {
+                "median": each.median(),
+                "least": each.min(),
+                "most": each.max(),
+                "target": target,
+            }
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         code = {"cores": os.cpu_count(), "finished": finished, **provenance()}
         found[part] = {"median": middle, "ratios": ratios, "repeats": runs, "code": code}
