@@ -31,14 +31,7 @@ UNREACHED = 10**12  # a budget
 # Each world's command, and how long after the beginning of training it may be left alone.
 COMMAND = ["-m", "hmrl", "fit", "--config", "ml10", "--config"]
 # Quick iterations, each with an evaluation, and a large checkpoint.
-SMALL = [
-    "--data.envs_per_family",
-    "4",
-    "--data.replay_trajectories",
-    "1000",
-    "--latents.every_n_evaluations",
-    "1000",
-]
+SMALL = ["--data.envs_per_family=4", "--data.replay_trajectories=1000", "--latents.every_n_evaluations=1000"]
 GRID = [*COMMAND, "gridworld", *SMALL, "--trainer.check_val_every_n_epoch", "1"]
 WORLDS = {"grid": (GRID, 4.0), "ml10": ([*COMMAND, "smoke"], 40.0)}
 

@@ -20,12 +20,6 @@ from hmrl.rollouts.collect import few_threads, require_finite, where_it_is_faste
 from hmrl.types import Acting, Agent, Carry, FloatArray, Outcomes, Split
 
 _REWARD = OBSERVATION_DIM + ACTION_DIM  # where Meta-World's recurrent observations hold the last reward
-# The columns of notes; a last one says whether the episode was evaluation's.
-_NOTED = {
-    **dict.fromkeys(("family", "goal", "number"), torch.long),
-    **dict.fromkeys(("success", "final_success"), torch.bool),
-    **{"episode_return": torch.float, "length": torch.long},
-}
 
 
 class TrialAgent:
@@ -153,8 +147,8 @@ class RecordedEnvs(gym.vector.VectorWrapper):
             family, own = np.divmod(env, self._each)
             goal, ever = self._trial * self._each + own, self._ever[env] | final
             total, length = last["episode"]["r"][env], last["episode"]["l"][env]
-            phase = np.full(len(env), self._evaluates)
-            note = (family, goal, self._number[env], ever, final, total, length, phase)
+            evaluates = np.full(len(env), self._evaluates)
+            note = (family, goal, self._number[env], ever, final, total, length, evaluates)
             self._notes.append(np.stack(note).astype(float))
         self._number[ended] += 1
         self._ever[ended] = False
@@ -170,13 +164,20 @@ class RecordedEnvs(gym.vector.VectorWrapper):
         notes = torch.from_numpy(np.concatenate(self._notes, axis=1))
         if adapted is not None:
             notes = notes[:, (notes[2] == adapted) & (notes[-1] == 0)]
-        *columns, evaluates = notes
-        tensors: dict[str, Any] = {
-            name: column.to(_NOTED[name]) for name, column in zip(_NOTED, columns, strict=True)
-        }
-        families = tuple(dict.fromkeys(self.families))
-        phase = tuple("evaluation" if x else "adaptation" for x in evaluates.tolist())
-        return Outcomes(**tensors, families=families, split=split, mode=mode, phase=phase)
+        family, goal, number, success, final, total, length, evaluates = notes
+        return Outcomes(
+            family.long(),
+            goal.long(),
+            number.long(),
+            success.bool(),
+            final.bool(),
+            total.float(),
+            length.long(),
+            families=tuple(dict.fromkeys(self.families)),
+            split=split,
+            mode=mode,
+            phase=tuple("evaluation" if x else "adaptation" for x in evaluates.tolist()),
+        )
 
 
 def make_trial_envs(
