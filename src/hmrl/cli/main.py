@@ -11,7 +11,7 @@ from typing import Any
 # Before torch is imported: OpenMP threads must soon leave the cores to the simulators, but not between two
 # operations of an update: if they sleep at once (OMP_WAIT_POLICY=PASSIVE), learning on two cores takes 1.4
 # times as long.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,3 +80,19 @@ def test_the_share_of_learning_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     found = bench.gpu()
     shares = [found[over] / found[under] for _, over, under, _ in bench.RATIOS["gpu"]]
     assert shares == pytest.approx([0.2] * len(bench.GPU_SIZES))
+
+
+def test_load_is_measured_beside_a_program_that_keeps_a_core_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[subprocess.Popen[bytes]] = []
+
+    def started(command: list[str]) -> subprocess.Popen[bytes]:
+        others.append(popen(command))
+        return others[-1]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(bench, "trained", lambda: {"rate": 3.0 if others else 4.0})
+    found = bench.load()
+    ((_, over, under, _),) = bench.RATIOS["load"]
+    assert found[over] / found[under] == 0.75
+    assert others[0].wait() == -signal.SIGKILL, "it ran until it was ended"

@@ -1,0 +1,58 @@
+"""How long until an agent succeeds? Steps and minutes to 0.3, 0.4 and 0.5 success of training episodes.
+
+python benchmarks/time_to_success.py default=runs/default-seed* flat=runs/flat-seed* sb3=runs/sb3-seed*
+python benchmarks/time_to_success.py default=runs/default-seed* --rate 6000
+
+Reads RUN_DIR/metrics.csv. Success is the mean over the last 150,000 environment steps. Minutes are as the
+run took them, evaluations included; with --rate, as on a machine of so many environment steps a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+WINDOW = 150_000  # environment steps
+LEVELS = (0.3, 0.4, 0.5)
+
+
+def reached(run: Path, rate: float | None) -> dict[str, float]:
+    """Steps and minutes to each level; NaN where a run ends before."""
+    log = pd.read_csv(run / "metrics.csv").dropna(subset="rollout/success/mean")
+    log = log.sort_values("step").drop_duplicates("step", keep="last")
+    taken = log["step"].diff().fillna(log["step"])
+    minutes = (taken / (rate or log["time/env_steps_per_second"])).cumsum() / 60
+    rows = max(1, round(WINDOW / taken.median()))
+    success = log["rollout/success/mean"].rolling(rows).mean()
+    found: dict[str, float] = {}
+    for level in LEVELS:
+        at = success.index[success >= level]
+        found[f"steps to {level}"] = log["step"][at[0]] if len(at) else float("nan")
+        found[f"minutes to {level}"] = minutes[at[0]] if len(at) else float("nan")
+    return found | {"steps": log["step"].iloc[-1], "success at the end": success.iloc[-1]}
+
+
+def main() -> None:
+    """Print one row a run, and each method's mean; a mean over runs of which some got nowhere is none."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", help="METHOD=RUN_DIR, or a further RUN_DIR of the same method")
+    parser.add_argument("--rate", type=float, help="environment steps a second, instead of the runs' own")
+    options = parser.parse_args()
+    rows, method = [], "runs"
+    for run in options.runs:
+        if "=" in run:
+            method, run = run.split("=", 1)
+        rows.append({"method": method, "run": Path(run).name} | reached(Path(run), options.rate))
+    table = pd.DataFrame(rows)
+    means = table.drop(columns="run").groupby("method", sort=False).agg(lambda x: x.mean(skipna=False))
+    everything = pd.concat([table, means.reset_index().assign(run="mean")])
+    with pd.option_context("display.width", 200, "display.max_columns", None):
+        print(everything.to_string(index=False, na_rep="–", float_format=lambda x: f"{x:,.4g}"))
+
+
+if __name__ == "__main__":
+    main()
