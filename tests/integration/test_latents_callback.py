@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hmrl.analysis.latents import Episodes, analyse
+from hmrl.analysis.latents import analyse, first_trials
 from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.himeta.config import MacroVAEConfig
 from hmrl.himeta.formulas import agreement
@@ -107,18 +108,12 @@ def evaluate(run: Run, what: str, data: Any, latents: Latents) -> tuple[dict[str
     return {k: v for metrics in logged for k, v in metrics.items()}, recorder.evaluated
 
 
-def first_ten(rollouts: list[Rollout], split: str) -> Episodes:
-    """The sampled episodes of a split, at most ten of each family, in the order they came."""
-    kept: list[Episodes] = []
-    seen: dict[int, int] = {}
-    for rollout in rollouts:
-        if (rollout.split, rollout.mode) == (split, "sampled"):
-            for i, family in enumerate(rollout.family.tolist()):
-                seen[family] = seen.get(family, 0) + 1
-                if seen[family] <= 10:
-                    kept.append(Episodes.of(rollout, [i]))
-    assert min(seen.values()) == max(seen.values()) == 12
-    return Episodes.join(kept)
+def first_ten(rollouts: list[Rollout], split: str) -> Rollout:
+    """The sampled episodes of a split, ten of the twelve of each family."""
+    sampled = [r for r in rollouts if (r.split, r.mode) == (split, "sampled")]
+    families = Counter(int(family) for r in sampled for family in r.family)
+    assert set(families.values()) == {12}
+    return first_trials(sampled, 10)
 
 
 def test_a_test_writes_what_it_found(plain: Run, tmp_path: Path) -> None:
@@ -203,7 +198,8 @@ def by_hand(latents: Latents, module: Any, outputs: list[Any], first: bool = Tru
     """A test's hooks, without a trainer; returns what was logged."""
     logged: dict[str, Any] = {}
     module.log_dict = lambda values, **_: logged.update(values)
-    trainer: Any = SimpleNamespace(is_global_zero=first, loggers=[], datamodule=toy_data())
+    state = SimpleNamespace(fn="test")
+    trainer: Any = SimpleNamespace(is_global_zero=first, loggers=[], datamodule=toy_data(), state=state)
     latents.on_test_epoch_start(trainer, module)
     for i, output in enumerate(outputs):
         latents.on_test_batch_end(trainer, module, output, output, i)
@@ -214,8 +210,7 @@ def by_hand(latents: Latents, module: Any, outputs: list[Any], first: bool = Tru
 def test_no_random_stream_and_no_mode_is_touched(plain: Run, tmp_path: Path) -> None:
     data = toy_data()
     module = tiny_module(data, macro_vae=MacroVAEConfig((8,), (8,), dropout=0.5, n=2))
-    module.policy.train()
-    module.policy.critic.eval()
+    module.policy.eval()  # as Lightning has it while it evaluates
     modes = [part.training for part in module.modules()]
 
     def streams() -> list[Any]:

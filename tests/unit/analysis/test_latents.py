@@ -12,17 +12,11 @@ from matplotlib.collections import PathCollection
 from torch import Tensor
 
 from hmrl.analysis import figures
-from hmrl.analysis.latents import (
-    Episodes,
-    MacroFindings,
-    analyse,
-    decoder_errors,
-    family_probe,
-    pearson,
-    scalars,
-)
+from hmrl.analysis.latents import MacroFindings, analyse, family_probe, first_trials, pearson, scalars
+from hmrl.himeta.config import MacroVAEConfig
 from hmrl.himeta.formulas import GoalStrategy, goal_steps
 from hmrl.himeta.losses import macro_vae_loss
+from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout
 from support.agents import (
@@ -41,10 +35,6 @@ from support.agents import (
 )
 
 STRATEGIES: tuple[GoalStrategy, ...] = ("constant_discretisation", "constant_margin", "sub_task")
-
-
-def whole(rollout: Rollout) -> Episodes:
-    return Episodes.of(rollout, range(len(rollout.family)))
 
 
 def random_trial(episodes: int) -> Rollout:
@@ -146,7 +136,7 @@ def test_macro_action_is_held_against_where_the_hand_went(trial: int) -> None:
     """n = 2, so the goals of steps 0..5 are 2 2 4 4 6 6; in two episodes of 3: 2 2 2, 5 5 6."""
     module = full_module()
     rollout = random_trial(trial)
-    found = analyse(module.policy.eval(), module.vae_config, whole(rollout), EGO).macro
+    found = analyse(module.policy.eval(), module.vae_config, rollout, EGO).macro
     assert found is not None
     goals = [2, 2, 4, 4, 6, 6] if trial == 1 else [2, 2, 2, 5, 5, 6]
     axes = EGO[:A]  # two: an action has no more
@@ -178,12 +168,12 @@ def test_the_hand_is_the_hand_whatever_the_decoder_predicts() -> None:
     module = full_module()
     rollout = random_rollout()
     other = (2, 3, 5, 6)
-    own, others = (analyse(module.policy.eval(), None, whole(rollout), body) for body in (EGO, other))
+    own, others = (analyse(module.policy.eval(), None, rollout, body) for body in (EGO, other))
     hand = rollout.observation[:-1][..., list(EGO)].numpy()
     assert own.probe["ego_state"] == family_probe(hand, rollout.family.numpy())
     assert own.probe["ego_state"] != others.probe["ego_state"]
     module.policy.ego_indices = torch.tensor(other[:3])  # as many as the decoder predicts
-    found = analyse(module.policy, module.vae_config, whole(rollout), EGO).macro
+    found = analyse(module.policy, module.vae_config, rollout, EGO).macro
     assert found is not None
     moved = rollout.observation[2, 0, list(EGO[:A])] - rollout.observation[0, 0, list(EGO[:A])]
     np.testing.assert_allclose(found.displacement[0], moved, rtol=1e-5)
@@ -216,6 +206,14 @@ def expected_errors(module: HierarchicalMetaRL, rollout: Rollout, goal: Tensor) 
     return {**errors, "all": np.mean(list(errors.values()), axis=0).tolist()}
 
 
+def decoder_errors(
+    policy: HierarchicalPolicy, config: MacroVAEConfig, rollout: Rollout
+) -> tuple[dict[str, float], dict[str, float]]:
+    found = analyse(policy, config, rollout, EGO).macro
+    assert found is not None
+    return found.decoder_error, found.decoder_error_without_z
+
+
 @pytest.mark.parametrize("goal", STRATEGIES)
 def test_decoder_errors_are_recomputed_by_hand(goal: GoalStrategy) -> None:
     module = build_module(encoder_config(), vae_config(goal=goal, dropout=0.5))
@@ -228,7 +226,7 @@ def test_decoder_errors_are_recomputed_by_hand(goal: GoalStrategy) -> None:
     rollout = random_rollout()
     beliefs = policy.encode_episodes(rollout.observation, rollout.action, rollout.reward, Acting())
     goals = goal_steps(goal, beliefs.probabilities, config.n, config.n_max)
-    informed, uninformed = decoder_errors(policy, config, whole(rollout))
+    informed, uninformed = decoder_errors(policy, config, rollout)
     expected = expected_errors(module, rollout, goals)
     assert informed.keys() == uninformed.keys() == expected.keys()
     for name, (with_z, without_z) in expected.items():
@@ -245,7 +243,7 @@ def test_decoder_errors_are_those_that_training_logs(goal: GoalStrategy) -> None
     rollout = random_rollout()
     sequence = policy.encode_episodes(rollout.observation, rollout.action, rollout.reward, Acting())
     rollout = replace(rollout, task_belief=sequence.belief.detach())
-    informed, uninformed = decoder_errors(policy, config, whole(rollout))
+    informed, uninformed = decoder_errors(policy, config, rollout)
     groups = {"all": torch.ones(B, dtype=torch.bool)}
     groups |= {name: rollout.family == i for i, name in enumerate(FAMILIES)}
     for name, mine in groups.items():
@@ -263,7 +261,7 @@ def test_findings_of_both_levels() -> None:
     rollout = random_rollout(success=torch.zeros(T, B, dtype=torch.bool))
     rollout.success[[3, 5], 1] = True  # the first episode of "push"
     rollout.success[1, 2] = True  # the second of "reach"
-    found = analyse(module.policy.eval(), module.vae_config, whole(rollout), EGO)
+    found = analyse(module.policy.eval(), module.vae_config, rollout, EGO)
     assert (found.families, found.episodes) == (FAMILIES, B)
     assert found.probe.keys() == {"z", "y", "ego_state", "observation", "chance"}
     assert found.probe["chance"] == 0.5
@@ -282,7 +280,7 @@ def test_findings_of_both_levels() -> None:
 def test_without_a_macro_vae_nothing_is_said_about_z() -> None:
     module = build_module(encoder_config(), None)
     rollout = random_rollout(macro_action=torch.zeros(T, B, 0))
-    found = analyse(module.policy.eval(), module.vae_config, whole(rollout), EGO)
+    found = analyse(module.policy.eval(), module.vae_config, rollout, EGO)
     assert found.macro is None
     assert found.probe.keys() == {"y", "ego_state", "observation", "chance"}
     assert found.arrays().keys() == {"belief"}
@@ -292,7 +290,7 @@ def test_without_a_macro_vae_nothing_is_said_about_z() -> None:
 def test_without_a_task_encoder_nothing_is_said_about_y() -> None:
     module = build_module(None, vae_config())
     rollout = random_rollout(task_belief=torch.zeros(T + 1, B, 0))
-    found = analyse(module.policy.eval(), module.vae_config, whole(rollout), EGO)
+    found = analyse(module.policy.eval(), module.vae_config, rollout, EGO)
     assert found.macro is not None
     assert found.belief == {}
     assert found.probe.keys() == {"z", "ego_state", "observation", "chance"}
@@ -303,7 +301,7 @@ def test_another_agents_episodes_say_nothing_about_this_ones_levels() -> None:
     """A scripted expert's, when the policy that is loaded has all levels."""
     module = full_module()
     rollout = random_rollout(macro_action=torch.zeros(T, B, 0), task_belief=torch.zeros(T + 1, B, 0))
-    found = analyse(module.policy.eval(), module.vae_config, whole(rollout), EGO)
+    found = analyse(module.policy.eval(), module.vae_config, rollout, EGO)
     assert found.macro is None
     assert found.belief == {}
     assert found.probe.keys() == {"ego_state", "observation", "chance"}
@@ -312,8 +310,7 @@ def test_another_agents_episodes_say_nothing_about_this_ones_levels() -> None:
 def test_what_is_logged_names_the_split() -> None:
     module = full_module()
     train, test = (
-        analyse(module.policy.eval(), module.vae_config, whole(random_rollout(seed=seed)), EGO)
-        for seed in (0, 1)
+        analyse(module.policy.eval(), module.vae_config, random_rollout(seed=seed), EGO) for seed in (0, 1)
     )
     assert train.macro is not None
     assert test.macro is not None
@@ -329,18 +326,27 @@ def test_what_is_logged_names_the_split() -> None:
     assert len(values) == 5 + 10
 
 
-def test_episodes_are_picked_and_joined() -> None:
-    trial = Episodes.of(random_trial(2), [3])
-    assert trial.episodes == Episodes.join([trial, trial]).episodes == 2
-    rollout = random_rollout()
-    joined = Episodes.join([Episodes.of(rollout, [2]), Episodes.of(rollout, [0, 3])])
-    order = [2, 0, 3]
-    assert joined.family.tolist() == [0, 0, 1]
-    assert joined.families == FAMILIES
-    for name in ("observation", "action", "reward", "task_belief", "macro_action", "success"):
-        assert torch.equal(getattr(joined, name), getattr(rollout, name)[:, order]), name
-    rollout.observation.zero_()
-    assert joined.observation.abs().sum() > 0  # a copy
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_the_first_trials_of_each_family_are_taken_in_order(episodes: int) -> None:
+    """Families of four trials: 0 1 0 1, then 1 1 0 0; three of each."""
+    first, second = (
+        replace(random_rollout(seed=seed), episodes=episodes, env_steps=4 * T) for seed in (0, 1)
+    )
+    first.final_success, second.final_success = torch.rand(2, episodes * 4) < 0.5
+    second = replace(second, family=torch.tensor([1, 1, 0, 0]))
+    assert first.family.tolist() == [0, 1, 0, 1]
+    taken = first_trials([first, second], 3)
+    assert (taken.episodes, taken.families, taken.env_steps) == (episodes, FAMILIES, 6 * T)
+    assert taken.family.tolist() == [0, 1, 0, 1, 1, 0]
+    for name in ("observation", "action", "log_prob", "reward", "task_belief", "macro_action", "success"):
+        expected = torch.cat([getattr(first, name), getattr(second, name)[:, [0, 2]]], dim=1)
+        assert torch.equal(getattr(taken, name), expected), name
+    final = [r.final_success.view(episodes, 4) for r in (first, second)]
+    assert torch.equal(taken.final_success.view(episodes, 6), torch.cat([final[0], final[1][:, [0, 2]]], 1))
+    assert torch.equal(taken.ever_success, taken.outcomes().success)
+    before = taken.observation.clone()
+    first.observation.zero_()
+    assert torch.equal(taken.observation, before)  # a copy
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -357,11 +363,19 @@ def test_belief_panels_show_each_belief_and_when_it_was_solved() -> None:
         assert [line.get_xdata()[0] for line in ax.lines] == ([5] if i == 6 else [])
 
 
+def macro_findings(**changes: Any) -> MacroFindings:
+    nothing = np.zeros((1, 1))
+    return replace(MacroFindings({}, {}, (0,), 0, 0, nothing, nothing), **changes)
+
+
 def test_scatter_shows_z_against_displacement() -> None:
     z = {"train": RNG(0).normal(size=(20, 2)), "test": RNG(1).normal(size=(10_000, 2))}
     moved = {split: 0.1 * v for split, v in z.items()}
     moved["test"][7] = 50  # one that must not flatten the rest
-    figure = figures.displacement_scatter(z, moved, {"train": (0.25, -0.5), "test": (0.125, 1)})
+    correlation = {"train": (0.25, -0.5), "test": (0.125, 1)}
+    figure = figures.displacement_scatter(
+        {s: macro_findings(macro_action=z[s], displacement=moved[s], correlation=correlation[s]) for s in z}
+    )
     axes = figure.axes
     titles = ["train, axis x: r = 0.25", "train, axis y: r = -0.50"]
     assert [ax.get_title() for ax in axes] == [*titles, "test, axis x: r = 0.12", "test, axis y: r = 1.00"]
@@ -374,7 +388,9 @@ def test_scatter_shows_z_against_displacement() -> None:
 def test_bars_show_decoder_errors_with_and_without_z() -> None:
     given = {"train": {"reach": 0.5, "push": 0.6}, "test": {"lever-pull": 1.5}}
     without = {"train": {"reach": 0.7, "push": 0.8}, "test": {"lever-pull": 1.9}}
-    (ax,) = figures.decoder_bars(given, without).axes
+    (ax,) = figures.decoder_bars(
+        {s: macro_findings(decoder_error=given[s], decoder_error_without_z=without[s]) for s in given}
+    ).axes
     assert [patch.get_height() for patch in ax.patches] == [0.5, 0.6, 1.5]
     (marks,) = (c for c in ax.collections if isinstance(c, PathCollection))
     np.testing.assert_allclose(marks.get_offsets(), [[0, 0.7], [1, 0.8], [2, 1.9]])
@@ -397,7 +413,7 @@ def test_bars_show_probes_and_chance() -> None:
 
 def test_macro_findings_split_into_numbers_and_arrays() -> None:
     module = full_module()
-    found = analyse(module.policy.eval(), module.vae_config, whole(random_rollout()), EGO)
+    found = analyse(module.policy.eval(), module.vae_config, random_rollout(), EGO)
     assert isinstance(found.macro, MacroFindings)
     numbers = found.numbers()
     kept = {"families", "episodes", "probe", "success_step"}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -12,8 +11,7 @@ import torch
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.module import HierarchicalMetaRL
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+C = TypeVar("C", bound=pl.Callback)
 
 
 def data_of(trainer: Any) -> MetaWorldDataModule:
@@ -21,23 +19,18 @@ def data_of(trainer: Any) -> MetaWorldDataModule:
     return cast(MetaWorldDataModule, trainer.datamodule)
 
 
+def callbacks_of(trainer: Any, kind: type[C]) -> list[C]:
+    """The trainer's callbacks of one kind, in order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]
+
+
 def log(module: HierarchicalMetaRL, values: Mapping[str, float]) -> None:
     """Log by environment steps, in float64."""
     exact = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-    module.log_dict({**exact, "step": module.env_steps.double()}, batch_size=1)
+    module.log_dict({**exact, "step": module.env_steps.double()}, on_step=False, on_epoch=True, batch_size=1)
 
 
 def say(trainer: pl.Trainer, text: str) -> None:
     """Print above the progress bar, where there is one."""
     bar = trainer.progress_bar_callback
     (bar.print if bar is not None else print)(text)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """As PNG and as PDF.
-
-    Args:
-        path: with any suffix.
-    """
-    for kind in ("png", "pdf"):
-        figure.savefig(path.with_suffix(f".{kind}"))

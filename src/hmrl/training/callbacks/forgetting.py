@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
-from hmrl.analysis.figures import blank
+from hmrl.analysis.figures import blank, save
 from hmrl.system.paths import local_path
-from hmrl.training.callbacks.common import data_of, log, save
+from hmrl.training.callbacks.common import callbacks_of, data_of, log
 from hmrl.training.callbacks.success_rate import SuccessRate
 from hmrl.training.curriculum import backward_transfer, forgetting
 
@@ -37,59 +37,45 @@ class Forgetting(pl.Callback):
     def __init__(self, results_dir: str | None = None) -> None:
         self.results_dir = None if results_dir is None else local_path(results_dir, "results_dir")
         self.rows: list[dict[str, Any]] = []  # after each block; plain values, for the checkpoint
-        self._ended = 0  # blocks, when the iteration began
         self._usual: int | None = None  # iterations between evaluations
         self._due = False
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """See how many blocks have ended before this iteration."""
-        if schedule := data_of(trainer).schedule:
-            self._ended = schedule.ended(int(pl_module.env_steps))
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """If a block ends with this iteration, evaluate, whether or not its turn has come."""
-        schedule = data_of(trainer).schedule
-        self._due = schedule is not None and schedule.ended(int(pl_module.env_steps)) > self._ended
+        schedule, done = data_of(trainer).schedule, int(pl_module.env_steps)
+        if schedule:
+            before = done - schedule.environments * schedule.steps_of_environment
+            self._due = schedule.ended(done) > schedule.ended(before)
         if self._due:
-            self._usual = trainer.check_val_every_n_epoch
-            trainer.check_val_every_n_epoch = 1
+            self._usual, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Keep the evaluation's scores, and log."""
         if not self._due:
             return
         trainer.check_val_every_n_epoch = self._usual
-        (rate,) = (c for c in trainer.callbacks if isinstance(c, SuccessRate))  # type: ignore[attr-defined]
-        schedule = data_of(trainer).schedule
+        (rate,), schedule = callbacks_of(trainer, SuccessRate), data_of(trainer).schedule
         if not rate.scores or schedule is None:
             return  # evaluation is switched off
         mode = next(iter(rate.scores["train"]))
-        scores = {split: modes[mode] for split, modes in rate.scores.items()}
-        self.rows.append(
-            {
-                "families": list(schedule.blocks[self._ended]),
-                "env_steps": int(pl_module.env_steps),
-                "mode": mode,
-                "success": {
-                    split: {family: score.success for family, score in families.items() if family != "mean"}
-                    for split, families in scores.items()
-                },
-            }
-        )
-        changes = {name: fmean(values.values()) for name, values in _changes(self.rows).items() if values}
-        if changes:
-            named = {"mean": changes["forgetting"], "backward_transfer": changes["backward_transfer"]}
-            log(pl_module, {f"forgetting/{name}": value for name, value in named.items()})
+        success = {
+            split: {family: score.success for family, score in modes[mode].items() if family != "mean"}
+            for split, modes in rate.scores.items()
+        }
+        env_steps = int(pl_module.env_steps)
+        families = list(schedule.blocks[schedule.ended(env_steps) - 1])
+        row = {"families": families, "env_steps": env_steps, "mode": mode, "success": success}
+        self.rows.append(row)
+        lost, moved = (list(changes.values()) for changes in _changes(self.rows).values())
+        if lost:
+            log(pl_module, {"forgetting/mean": fmean(lost), "forgetting/backward_transfer": fmean(moved)})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write the files, on the first rank."""
         if not (self.rows and self.results_dir and trainer.is_global_zero):
             return
         path = self.results_dir / "forgetting.json"
-        so_far = [self.rows[: n + 1] for n in range(len(self.rows))]
-        blocks = [{**rows[-1], **_changes(rows)} for rows in so_far]
+        blocks = [{**row, **_changes(self.rows[: n + 1])} for n, row in enumerate(self.rows)]
         content = {"schema": _SCHEMA, "seed": pl_module.seed, "blocks": blocks}
         path.write_text(json.dumps(content, indent=2) + "\n")
         save(heat_map(self.rows), path)
@@ -129,24 +115,21 @@ def heat_map(rows: Sequence[Mapping[str, Any]]) -> Figure:
         values = [[row["success"][split][family] for family in families] for row in rows]
         image = ax.imshow(values, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1)
         for y, row in enumerate(rows):
-            for x, family in enumerate(families):
-                colour = "white" if values[y][x] > 0.6 else "#222222"
-                ax.text(x, y, f"{values[y][x]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+            for x, (family, value) in enumerate(zip(families, values[y], strict=True)):
+                colour = "white" if value > 0.6 else "#222222"
+                ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
                 if split == "train" and family in row["families"]:
-                    ax.add_patch(
-                        Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, color="#d9662b", clip_on=False)
-                    )
+                    frame = Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, color="#d9662b", clip_on=False)
+                    ax.add_patch(frame)
         ax.set_xticks(range(len(families)), families, rotation=45, ha="right", fontsize=8)
         ax.set_title(f"{split} families", fontsize=9)
-    axes[0].set_yticks(range(len(rows)), [_label(n, row) for n, row in enumerate(rows, 1)], fontsize=8)
+    labels = []  # as "3: push", or "1: reach and 4 more"
+    for n, row in enumerate(rows, 1):
+        first, *others = row["families"]
+        named = [first, *others] if len(others) < 2 else [first, f"{len(others)} more"]
+        labels.append(f"{n}: {' and '.join(named)}")
+    axes[0].set_yticks(range(len(rows)), labels, fontsize=8)
     bar = figure.colorbar(image, ax=axes, ticks=[0, 0.5, 1], pad=0.01)
     bar.set_label("success", size=8)
     bar.ax.tick_params(labelsize=8)
     return figure
-
-
-def _label(number: int, row: Mapping[str, Any]) -> str:
-    """As "3: push", or "1: reach and 4 more"."""
-    first, *others = row["families"]
-    named = " and ".join(row["families"]) if len(others) < 2 else f"{first} and {len(others)} more"
-    return f"{number}: {named}"
