@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hmrl.analysis import video
-from hmrl.analysis.video import SIZE, STRIP, Camera, FilmedEnvs
+from hmrl.analysis.video import SIZE, STRIP, FilmedEnvs, camera_on
 from hmrl.envs import benchmark, make_envs
 from hmrl.envs.benchmarks import Goals
 from hmrl.envs.metaworld import MetaWorldEnvs
@@ -66,8 +66,8 @@ def by_the_expert(envs: Any) -> Rollout:
 def test_the_picture_is_the_right_way_up_and_shows_the_table() -> None:
     with closing(one("reach", 10)) as envs:
         envs.reset(0)
-        with closing(Camera(envs.simulators[0])) as camera:
-            picture = camera().astype(int)
+        with closing(camera_on(envs.simulators[0])) as camera:
+            picture = camera.render("rgb_array").astype(int)
     assert picture.shape == (SIZE, SIZE, 3)
     warmth = picture[..., 0] - picture[..., 2]  # wood is brown
     assert warmth[-60:, 100:250].mean() > 30, "the table is at the bottom"
@@ -78,12 +78,12 @@ def test_the_picture_is_the_right_way_up_and_shows_the_table() -> None:
 def test_the_picture_moves_with_the_robot_which_does_not_notice() -> None:
     with closing(one("reach", 40)) as envs:
         plain = by_the_expert(envs)
-        with closing(Camera(envs.simulators[0])) as camera:
+        with closing(camera_on(envs.simulators[0])) as camera:
             filmed = FilmedEnvs(envs, camera, 20)
             seen = by_the_expert(filmed)
     assert torch.equal(plain.observation, seen.observation)
     assert torch.equal(plain.reward, seen.reward)
-    first, _, last = (picture.astype(int) for _, picture in filmed.pictures)
+    first, _, last = (picture.astype(int) for picture in filmed.pictures.values())
     assert (np.abs(first - last).max(-1) > 60).mean() > 0.01
 
 
@@ -103,7 +103,7 @@ class Blind:
     def __init__(self, simulator: Any) -> None:
         pass
 
-    def __call__(self) -> np.ndarray:
+    def render(self, mode: str) -> np.ndarray:
         return np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
 
     def close(self) -> None:
@@ -113,14 +113,14 @@ class Blind:
 def unfilmed(trainer: Any, module: Any, family: str, monkeypatch: pytest.MonkeyPatch, path: Path) -> Rollout:
     """The rollout of what would have been filmed."""
     filmed: list[Rollout] = []
-    monkeypatch.setattr("hmrl.training.callbacks.record_video.Camera", Blind)
+    monkeypatch.setattr("hmrl.training.callbacks.record_video.camera_on", Blind)
     monkeypatch.setattr(
-        "hmrl.training.callbacks.record_video.film", lambda pictures, rollout, *_: filmed.append(rollout)
+        "hmrl.training.callbacks.record_video.caption", lambda rollout, *_: filmed.append(rollout)
     )
+    monkeypatch.setattr("hmrl.training.callbacks.record_video.captioned", lambda *_: None)
     monkeypatch.setattr("hmrl.training.callbacks.record_video.write", lambda *_: None)
     Video(str(path), record=True, families=[family], every=2).on_test_end(trainer, module)
-    (rollout,) = filmed
-    return rollout
+    return filmed[0]
 
 
 @pytest.mark.parametrize(
@@ -157,14 +157,14 @@ def test_the_first_test_goal_of_each_family_is_filmed(
         def __init__(self, simulator: Any) -> None:
             self.simulator = simulator
 
-        def __call__(self) -> np.ndarray:
+        def render(self, mode: str) -> np.ndarray:
             goals[type(self.simulator).__name__] = self.simulator._last_rand_vec.copy()
             return np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
 
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("hmrl.training.callbacks.record_video.Camera", Spy)
+    monkeypatch.setattr("hmrl.training.callbacks.record_video.camera_on", Spy)
     monkeypatch.setattr(
         "hmrl.training.callbacks.record_video.write",
         lambda path, pictures, every: written.append((path.name, len(pictures), every)),

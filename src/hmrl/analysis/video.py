@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,14 +22,20 @@ Picture = npt.NDArray[np.uint8]  # [H, W, 3]
 SIZE = 320  # pixels, of a picture's sides
 STRIP = 96  # pixels, height of the captions under it; both together are what the video codec divides by 16
 STEPS_PER_SECOND = 80  # a simulator step is 12.5 ms
-_RENDERERS = ("egl", "osmesa", "glfw")
-_INSTALL_RENDERER = (
-    "install one (Debian: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6) and set MUJOCO_GL=egl or "
-    "MUJOCO_GL=osmesa, or leave video.record false"
-)
 
 
 # --- is there what it takes? ---------------------------------------------------------------------
+
+_DRAWS = """
+import mujoco
+from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
+
+scene = "<mujoco><worldbody><light pos='0 0 1'/><geom size='0.1'/></worldbody></mujoco>"
+model = mujoco.MjModel.from_xml_string(scene)
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+raise SystemExit(not MujocoRenderer(model, data, width=16, height=16).render("rgb_array").any())
+"""
 
 
 def require_film_tools() -> None:
@@ -43,73 +50,39 @@ def require_film_tools() -> None:
             "false"
         )
     chosen = os.environ.get("MUJOCO_GL")
-    for renderer in (chosen,) if chosen else _RENDERERS:
+    renderers = [chosen] if chosen else ["egl", "osmesa", "glfw"]
+    for renderer in renderers:
         if _draws(renderer):
             os.environ["MUJOCO_GL"] = renderer
             return
-    if chosen:
-        raise UserError(
-            f"MUJOCO_GL is {chosen}, a renderer that does not work here: unset it, so that a working one is "
-            f"looked for, or {_INSTALL_RENDERER}"
-        )
-    raise UserError(f"none of MuJoCo's renderers ({', '.join(_RENDERERS)}) works here: {_INSTALL_RENDERER}")
-
-
-_TRIAL = """
-import mujoco
-from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
-
-scene = "<mujoco><worldbody><light pos='0 0 1'/><geom size='0.1'/></worldbody></mujoco>"
-model = mujoco.MjModel.from_xml_string(scene)
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-renderer = MujocoRenderer(model, data, width=16, height=16)
-seen = renderer.render("rgb_array").any()
-renderer.close()
-raise SystemExit(not seen)
-"""
+    raise UserError(
+        f"MuJoCo cannot draw here (tried {', '.join(renderers)}): "
+        + ("unset MUJOCO_GL, so that a working renderer is looked for, or " if chosen else "")
+        + "install a renderer (Debian: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6) and set "
+        "MUJOCO_GL=egl or MUJOCO_GL=osmesa, or leave video.record false"
+    )
 
 
 def _draws(renderer: str) -> bool:
-    """Try it in another process: a renderer that does not work may end its own."""
-    environment = {**os.environ, "MUJOCO_GL": renderer}
-    try:
-        trial = subprocess.run(
-            [sys.executable, "-c", _TRIAL],
-            env=environment,
-            capture_output=True,
-            timeout=60,
-            check=False,
-            start_new_session=True,  # Ctrl-C says nothing about the renderer
+    """Try it in another process, which Ctrl-C spares: a renderer that does not work may end its own."""
+    command, environment = [sys.executable, "-c", _DRAWS], {**os.environ, "MUJOCO_GL": renderer}
+    with suppress(subprocess.SubprocessError):
+        subprocess.run(
+            command, env=environment, capture_output=True, timeout=60, check=True, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        return False
-    return trial.returncode == 0
+        return True
+    return False
 
 
 # --- pictures ------------------------------------------------------------------------------------
 
 
-class Camera:
-    """Looks at the table from the robot's right, where neither arm nor object hides what happens.
+def camera_on(simulator: Any) -> Any:
+    """A renderer that looks at Meta-World's table from the robot's right, where little hides what happens."""
+    from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 
-    Args:
-        simulator: of Meta-World.
-    """
-
-    def __init__(self, simulator: Any) -> None:
-        from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
-
-        view = {"distance": 1.35, "azimuth": 160.0, "elevation": -30.0, "lookat": np.array([0.0, 0.65, 0.15])}
-        self._renderer = MujocoRenderer(simulator.model, simulator.data, view, SIZE, SIZE)
-
-    def __call__(self) -> Picture:
-        """The scene now, the right way up."""
-        return np.array(self._renderer.render("rgb_array"))
-
-    def close(self) -> None:
-        """Free the renderer."""
-        self._renderer.close()
+    view = {"distance": 1.35, "azimuth": 160.0, "elevation": -30.0, "lookat": np.array([0.0, 0.65, 0.15])}
+    return MujocoRenderer(simulator.model, simulator.data, view, SIZE, SIZE)
 
 
 class FilmedEnvs:
@@ -117,20 +90,19 @@ class FilmedEnvs:
 
     Args:
         envs: which.
-        camera: takes a picture of the first of them.
+        camera: of Gymnasium's renderers, on the first of them.
         every: simulator steps between two pictures; there is one of the start and one of the end, too.
     """
 
-    def __init__(self, envs: TaskEnvs, camera: Callable[[], Picture], every: int) -> None:
+    def __init__(self, envs: TaskEnvs, camera: Any, every: int) -> None:
         self.families, self.horizon = envs.families, envs.horizon
         self._envs, self._camera, self._every = envs, camera, every
-        self._elapsed = 0
-        self.pictures: list[tuple[int, Picture]] = []  # of this episode, after so many simulator steps
+        self.pictures: dict[int, Picture] = {}  # of this episode, by simulator steps
 
     def reset(self, episode: int) -> FloatArray:
         """Start episode number ``episode`` everywhere; returns observations ``[B, S]``."""
         observation = self._envs.reset(episode)
-        self._elapsed, self.pictures = 0, [(0, self._camera())]
+        self._elapsed, self.pictures = 0, {0: self._camera.render("rgb_array")}
         return observation
 
     def step(self, action: FloatArray) -> EnvStep:
@@ -138,7 +110,7 @@ class FilmedEnvs:
         taken = self._envs.step(action)
         self._elapsed += 1
         if self._elapsed % self._every == 0 or self._elapsed == self.horizon:
-            self.pictures.append((self._elapsed, self._camera()))
+            self.pictures[self._elapsed] = self._camera.render("rgb_array")
         return taken
 
     def close(self) -> None:
@@ -155,22 +127,21 @@ class Caption(NamedTuple):
     title: str
     step: int  # simulator steps since the episode began
     solved: bool  # at this step or before
-    belief: tuple[float, ...]  # that the agent acts on, a probability a category
+    belief: Sequence[float]  # that the agent acts on, a probability a category
 
 
 def caption(rollout: Rollout, step: int, decision_interval: int, categories: int) -> Caption:
     """The caption of the first environment after ``step`` simulator steps of a one-episode rollout.
 
     Success is known per decision, so that it may show some simulator steps early, fewer than a decision has.
+
+    Args:
+        categories: how many entries of the belief are probabilities, the first ones.
     """
+    title = f"{rollout.split} {rollout.families[int(rollout.family[0])]}"
     decided = -(-step // decision_interval)
     belief = rollout.task_belief[step // decision_interval, 0, :categories]
-    return Caption(
-        f"{rollout.split} {rollout.families[int(rollout.family[0])]}",
-        step,
-        bool(rollout.success[:decided, 0].any()),
-        tuple(belief.tolist()),
-    )
+    return Caption(title, step, bool(rollout.success[:decided, 0].any()), belief.tolist())
 
 
 _BACKGROUND, _TEXT, _BAR, _LARGEST = (24, 24, 28), (235, 235, 235), (90, 140, 200), (240, 180, 60)
@@ -203,23 +174,6 @@ def captioned(picture: Picture, said: Caption) -> Picture:
         if slot >= 26:  # else numbers would overlap
             draw.text((left + slot / 2, bottom + 2), f"{p:.2f}", _TEXT, small, anchor="ma")
     return np.asarray(canvas)
-
-
-def film(
-    pictures: Iterable[tuple[int, Picture]], rollout: Rollout, decision_interval: int, categories: int
-) -> list[Picture]:
-    """Captioned pictures of a rollout's first environment.
-
-    Args:
-        pictures: what :class:`FilmedEnvs` took while the rollout was collected.
-        rollout: of one episode an environment.
-        decision_interval: the agent's.
-        categories: how many entries of the agent's belief are probabilities, the first ones.
-    """
-    return [
-        captioned(picture, caption(rollout, step, decision_interval, categories))
-        for step, picture in pictures
-    ]
 
 
 def write(path: Path, pictures: Sequence[Picture], every: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from hmrl.analysis.video import Camera, FilmedEnvs, film, require_film_tools, write
+from hmrl.analysis.video import FilmedEnvs, camera_on, caption, captioned, require_film_tools, write
 from hmrl.envs.benchmarks import Goals
 from hmrl.envs.metaworld import MetaWorldEnvs
 from hmrl.envs.wrappers.shown import as_seen
@@ -60,12 +60,11 @@ class Video(pl.Callback):
                         f"{bench.name}: use false"
                     )
                 known = dict.fromkeys((*bench.train, *bench.test))
-                for family in self.families or ():
-                    if family not in known:
-                        raise UserError(
-                            f"video.families names {family!r}, which is not evaluated: use some of "
-                            f"{', '.join(known)}"
-                        )
+                if unknown := [family for family in self.families or () if family not in known]:
+                    raise UserError(
+                        f"video.families names {unknown[0]!r}, which is not evaluated: use some of "
+                        f"{', '.join(known)}"
+                    )
                 require_film_tools()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -74,12 +73,8 @@ class Video(pl.Callback):
             return
         data = data_of(trainer)
         splits: tuple[Split, Split] = ("train", "test")
-        wanted = [
-            (split, family)
-            for split in splits
-            for family in data.benchmark.families(split)
-            if self.families is None or family in self.families
-        ]
+        wanted = [(split, family) for split in splits for family in data.benchmark.families(split)]
+        wanted = [film for film in wanted if self.families is None or film[1] in self.families]
         for i, (split, family) in enumerate(wanted, start=1):
             path = self.folder / f"{split}-{family}.mp4"
             rollout = self._film(path, data, pl_module, split, family)
@@ -89,14 +84,13 @@ class Video(pl.Callback):
     def _film(
         self, path: Path, data: MetaWorldDataModule, module: HierarchicalMetaRL, split: Split, family: str
     ) -> Rollout:
-        families = data.benchmark.families(split)
+        families, shown = data.benchmark.families(split), data.shown_to(data.test.agent)
         mode, acting = next(iter(data.modes.items()))
         agent = choose_agent(data.test.agent, module.policy, [family], data.benchmark.world)
         # One goal a family is the first one, which every evaluation on this simulator has.
         goals = Goals(split, data.seed, 1, _STREAM)
-        shown = data.shown_to(data.test.agent)
         envs = MetaWorldEnvs(data.benchmark, [family], goals, [0], 1, data.horizon, shown["goal_visible"])
-        with closing(envs), closing(Camera(envs.simulators[0])) as camera:
+        with closing(envs), closing(camera_on(envs.simulators[0])) as camera:
             perturbation = data.test.perturbation_within(data.perturbation)
             key = (data.seed, _STREAM, int(split == "test"))
             age = int(module.iteration) * data.episodes_per_trial
@@ -107,6 +101,9 @@ class Video(pl.Callback):
                 rollout = collect(
                     filmed, agent, episode=0, acting=acting, families=families, split=split, mode=mode
                 )
-        categories = getattr(agent, "categorical_entries", 0)  # experts have no belief
-        write(path, film(filmed.pictures, rollout, agent.decision_interval, categories), self.every)
+        known = (agent.decision_interval, getattr(agent, "categorical_entries", 0))  # experts have no belief
+        film = [
+            captioned(picture, caption(rollout, step, *known)) for step, picture in filmed.pictures.items()
+        ]
+        write(path, film, self.every)
         return rollout
