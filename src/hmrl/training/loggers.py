@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,6 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from hmrl.system.errors import UserError
 
-Row = dict[str, Any]
-
 
 class _ContinuedWriter(ExperimentWriter):
     """Lightning's writer, except that it appends to what is there and never leaves half a file."""
@@ -29,23 +26,14 @@ class _ContinuedWriter(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         """Lightning would delete the log of a run that is continued."""
 
-    def save(self) -> None:
-        """Append the rows that were logged; with new columns, write the file anew."""
-        if not self.metrics:
-            return
-        if self._record_new_keys() or not Path(self.metrics_file_path).is_file():
-            self.rewrite(lambda row: True)
-            return
-        with open(self.metrics_file_path, "a", newline="") as file:
-            csv.DictWriter(file, fieldnames=self.metrics_keys).writerows(self.metrics)
-        self.metrics = []
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self.rewrite(lambda row: True)
 
-    def rewrite(self, keep: Callable[[Row], bool]) -> None:
-        """Replace the file at once by the rows to keep and those not yet written."""
-        path, rows = Path(self.metrics_file_path), list[Row]()
-        if path.is_file():
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
+    def rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Replace the file at once by the rows to keep."""
+        path = Path(self.metrics_file_path)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
         # A kill may have cut the last row.
         rows = [row for row in rows if None not in row and None not in row.values() and keep(row)]
         self.metrics_keys = sorted({*self.metrics_keys, *(key for row in rows for key in row)})
@@ -53,11 +41,10 @@ class _ContinuedWriter(ExperimentWriter):
         with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
             writer.writeheader()
-            writer.writerows([*rows, *self.metrics])
+            writer.writerows(rows)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        self.metrics = []
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -109,10 +96,6 @@ class WandbConfig:
     entity: str | None = None
     offline: bool = False
 
-    def __post_init__(self) -> None:
-        if not self.project:
-            raise UserError("wandb.project is '', but it must be the name of a project")
-
 
 class EnvStepsWandbLogger(WandbLogger):
     """Lightning's logger, except that the x-axis is environment steps and a resumed run goes on as the same.
@@ -129,12 +112,11 @@ class EnvStepsWandbLogger(WandbLogger):
     """
 
     def __init__(self, run_dir: str, config: WandbConfig, settings: Mapping[str, Any]) -> None:
-        self._id_file, self._is_kept, self._begun = Path(run_dir) / "wandb_id", False, False
+        self._id_file = Path(run_dir) / "wandb_id"
         try:
             super().__init__(
                 name=config.name or Path(run_dir).resolve().name,
                 save_dir=run_dir,
-                version=secrets.token_hex(4),
                 project=config.project,
                 entity=config.entity,
                 config=dict(settings),
@@ -148,44 +130,48 @@ class EnvStepsWandbLogger(WandbLogger):
         self._wandb_init.pop("anonymous")  # has no effect any more, and is warned about
 
     @property
-    @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run, begun or continued at first use.
+        """The run, from :meth:`resume` on.
 
         Raises:
-            AttributeError: before training starts; Lightning, which asks sooner, then takes it for absent.
-            UserError: if Weights & Biases refuses it.
+            AttributeError: before; Lightning, which asks sooner, then takes it for absent.
         """
-        if not self._begun:
-            raise AttributeError("a run begins on Weights & Biases when its training does")
         if self._experiment is None:
-            import wandb
-
-            Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
-            try:
-                self._experiment = run = wandb.init(**self._wandb_init)
-            except wandb.errors.Error as error:
-                raise UserError(
-                    f"Weights & Biases does not take this run ({error}): log in with `wandb login`, set "
-                    "wandb.offline true, or set wandb to null"
-                ) from error
-            run.define_metric("env_steps")
-            run.define_metric("*", step_metric="env_steps")
+            raise AttributeError("a run begins on Weights & Biases when its training does")
         return self._experiment
 
     def resume(self, env_steps: int) -> None:
-        """Continue the run, or begin another at 0 environment steps."""
-        self._begun = True
+        """Continue the run, or begin another at 0 environment steps.
+
+        Raises:
+            UserError: if Weights & Biases refuses it.
+        """
+        self._wandb_init["id"] = None
         if env_steps and self._id_file.is_file():
-            self._id = self._wandb_init["id"] = self._id_file.read_text().strip()
+            self._wandb_init["id"] = self._id_file.read_text().strip()
+        self._begin()
+
+    def _begin(self) -> Any:
+        import wandb
+
+        try:
+            self._experiment = run = wandb.init(**self._wandb_init)
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"Weights & Biases does not take this run ({error}): log in with `wandb login`, set "
+                "wandb.offline true, or set wandb to null"
+            ) from error
+        run.define_metric("env_steps")
+        run.define_metric("*", step_metric="env_steps")
+        self._wandb_init["id"] = run.id
+        self._id_file.write_text(f"{run.id}\n")
+        return run
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log at ``step`` environment steps."""
-        if not self._is_kept:  # no sooner, since the run may yet be refused where another one is
-            self._id_file.write_text(f"{self.version}\n")
-            self._is_kept = True
-        self.experiment.log({**metrics, "env_steps": step})
+        """Log at ``step`` environment steps, also of a test after training."""
+        run = self._experiment or self._begin()
+        run.log({**metrics, "env_steps": step})
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
