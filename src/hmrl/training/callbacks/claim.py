@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from hmrl.system.distributed import together
+from hmrl.training.callbacks.common import callbacks_of
 from hmrl.training.run_directory import claim, clear, continues, rewind
 
 
@@ -28,11 +29,10 @@ class RunDirectory(pl.Callback):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """The best score so far is the run's, whatever its directory was called; another run has its own."""
         states, continued = checkpoint["callbacks"], continues(self.run_dir, trainer.ckpt_path)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ModelCheckpoint):
-                state = states.pop(callback.state_key, None)
-                if state and continued:
-                    states[callback.state_key] = _moved(state, callback)
+        for callback in callbacks_of(trainer, ModelCheckpoint):
+            state = states.pop(callback.state_key, None)
+            if state and continued:
+                states[callback.state_key] = _moved(state, callback)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Collective. Claim the directory, which only the first rank writes to."""
@@ -58,9 +58,9 @@ class RunDirectory(pl.Callback):
 def _moved(state: dict[str, Any], callback: ModelCheckpoint) -> dict[str, Any]:
     """What ``callback`` has saved, with its files where they are now."""
 
-    def here(path: str) -> str:
-        return str(Path(str(callback.dirpath)) / Path(path).name) if path else path
-
-    paths = {key: here(value) for key, value in state.items() if key.endswith("_path")}
-    best = {here(path): score for path, score in state["best_k_models"].items()}
-    return {**state, **paths, "best_k_models": best, "dirpath": callback.dirpath}
+    folder = str(callback.dirpath)
+    paths = {
+        k: path and str(Path(folder, Path(path).name)) for k, path in state.items() if k.endswith("_path")
+    }
+    best = {str(Path(folder, Path(path).name)): score for path, score in state["best_k_models"].items()}
+    return {**state, **paths, "best_k_models": best, "dirpath": folder}

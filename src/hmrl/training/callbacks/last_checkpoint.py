@@ -17,13 +17,13 @@ from hmrl.training.module import HierarchicalMetaRL
 @contextmanager
 def between_epochs(trainer: pl.Trainer) -> Iterator[None]:
     """For saving as an epoch starts: what Lightning has counted of it would be lost from a resumed count."""
-    progress: Any = trainer.fit_loop.epoch_progress
-    begun: int = progress.current.ready - progress.current.started
-    progress.total.ready -= begun
-    progress.current.ready -= begun
+    counts = trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current
+    begun = counts[1].ready - counts[1].started
+    for count in counts:
+        count.ready -= begun
     yield
-    progress.total.ready += begun
-    progress.current.ready += begun
+    for count in counts:
+        count.ready += begun
 
 
 class LastCheckpoint(Checkpoint):

@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
-from hmrl.training.callbacks.budget import EnvStepBudget
+from hmrl.training.callbacks.common import callbacks_of, log
+from hmrl.training.callbacks.stopping import EnvStepBudget
 
 
 class EnvStepsProgressBar(ProgressBar):
@@ -21,7 +22,7 @@ class EnvStepsProgressBar(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._bar: Any = None
+        self._bar: Any = tqdm(disable=True)
         self._enabled = self.shown = True
         self._since = self._learning_since = 0.0
         self._steps = 0
@@ -30,17 +31,11 @@ class EnvStepsProgressBar(ProgressBar):
         """Lightning calls this on every rank but the first."""
         self._enabled = False
 
-    def enable(self) -> None:
-        """Show the bar again."""
-        self._enabled = True
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Open the bar where the run stands."""
-        self._steps = int(pl_module.env_steps)
-        self._since = time.monotonic()
-        budgets = [c.env_steps for c in trainer.callbacks if isinstance(c, EnvStepBudget)]  # type: ignore[attr-defined]
+        self._since, self._steps = time.monotonic(), int(pl_module.env_steps)
         self._bar = tqdm(
-            total=min(budgets, default=None),
+            total=min((budget.env_steps for budget in callbacks_of(trainer, EnvStepBudget)), default=None),
             initial=self._steps,
             unit="step",
             unit_scale=True,
@@ -57,31 +52,19 @@ class EnvStepsProgressBar(ProgressBar):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar by one iteration."""
-        now, steps = time.monotonic(), int(pl_module.env_steps)
-        pl_module.log_dict(
-            {
-                "time/env_steps_per_second": (steps - self._steps) / (now - self._since),
-                "time/learning_seconds": now - self._learning_since,
-                "step": pl_module.env_steps.double(),
-            },
-            on_step=False,
-            on_epoch=True,
-            batch_size=1,
-        )
-        self._bar.update(steps - self._steps)
-        self._since, self._steps = now, steps
-        shown = {"iteration": int(pl_module.iteration)}
-        batch_success = batch.rollout.ever_success.float().mean().item()
-        self._bar.set_postfix({**shown, "success": f"{batch_success:.2f}"})
+        now, steps = time.monotonic(), int(pl_module.env_steps) - self._steps
+        speed, learning = steps / (now - self._since), now - self._learning_since
+        log(pl_module, {"time/env_steps_per_second": speed, "time/learning_seconds": learning})
+        success = batch.rollout.ever_success.float().mean().item()
+        self._bar.update(steps)
+        self._bar.set_postfix(iteration=int(pl_module.iteration), success=f"{success:.2f}")
+        self._since, self._steps = now, self._steps + steps
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Close the bar."""
+    def on_train_end(self, *arguments: Any) -> None:
+        """Leave the terminal clean for what is printed next."""
         self._bar.close()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Leave the terminal clean for the message."""
-        if self._bar is not None:
-            self._bar.close()
+    on_exception = on_train_end
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print above the bar."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,6 @@ from hmrl.envs import Benchmark
 from hmrl.evaluation.metaworld_protocol import Trials
 from hmrl.evaluation.metrics import FamilyOutcomes, Score
 from hmrl.himeta.config import as_config
-from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.results.file import (
     SCHEMA,
     check_replaceable,
@@ -37,8 +36,6 @@ from hmrl.types import Acting, Outcomes, Rollout
 
 PRIMARY_MODE = "sampled"  # its metrics carry no suffix
 Scores = dict[str, dict[str, dict[str, Score]]]  # split -> mode -> family -> score
-
-
 _LOGGED = {"success": "success", "final_success": "final_success", "return": "episode_return"}
 
 
@@ -91,11 +88,7 @@ class SuccessRate(pl.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Score one rollout."""
-        self._score(outputs)
-
-    on_test_batch_end = on_validation_batch_end
-
-    def _score(self, evaluated: Rollout | Trials) -> None:
+        evaluated: Rollout | Trials = outputs
         scored = evaluated.outcomes()
         key = (scored.split, scored.mode)
         if key not in self._metrics:
@@ -107,13 +100,28 @@ class SuccessRate(pl.Callback):
             scored = evaluated.recorded
         self._episodes.append(scored.to("cpu"))
 
+    on_test_batch_end = on_validation_batch_end
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Collective. Log and print."""
-        self._report(trainer, pl_module)
+        self.scores = {}
+        for (split, mode), metric in self._metrics.items():
+            self.scores.setdefault(split, {})[mode] = metric.compute()
+        scores = _each(self.scores)
+        log(
+            pl_module,
+            {_metric(n, m, s, f): getattr(x, a) for s, m, f, x in scores for n, a in _LOGGED.items()},
+        )
+        if trainer.is_global_zero:
+            say(trainer, success_table(self.scores, int(pl_module.env_steps), _differs(trainer, pl_module)))
+            for split, modes in self.official.items():
+                for mode, official in modes.items():
+                    own = f"Meta-World's own evaluation, {split} families, {mode}: {official['success']:.2f}"
+                    say(trainer, own)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Collective. Log, print and write the results file."""
-        self._report(trainer, pl_module)
+        self.on_validation_epoch_end(trainer, pl_module)
         if not self.results_dir:
             return
         episodes = [part for parts in gather(self._episodes) for part in parts]
@@ -127,34 +135,9 @@ class SuccessRate(pl.Callback):
             self.overwrite = False
             say(trainer, f"results: {path}")
 
-    def _report(self, trainer: pl.Trainer, module: HierarchicalMetaRL) -> None:
-        self.scores = {}
-        for (split, mode), metric in self._metrics.items():
-            self.scores.setdefault(split, {})[mode] = metric.compute()
-        values = {
-            _metric(name, mode, split, family): getattr(score, attribute)
-            for split, modes in self.scores.items()
-            for mode, families in modes.items()
-            for family, score in families.items()
-            for name, attribute in _LOGGED.items()
-        }
-        log(module, values)
-        if trainer.is_global_zero:
-            differs = [f"{what}: {words}" for what, words in _differs(trainer, module).items()]
-            say(trainer, success_table(self.scores, int(module.env_steps), differs))
-            for split, of_modes in self.official.items():
-                for mode, official in of_modes.items():
-                    own = f"Meta-World's own evaluation, {split} families, {mode}: {official['success']:.2f}"
-                    say(trainer, own)
-
     @staticmethod
     def metric_names(benchmark: Benchmark, modes: Iterable[str]) -> list[str]:
-        """Everything that an evaluation logs, for a checkpoint to be chosen by.
-
-        Args:
-            benchmark: whose families.
-            modes: names of the ways of acting.
-        """
+        """Everything that an evaluation logs in ``modes``, for a checkpoint to be chosen by."""
         return [
             _metric(name, mode, split, family)
             for name in _LOGGED
@@ -180,10 +163,7 @@ class SuccessRate(pl.Callback):
             "model": plain(module.hparams),
             "data": plain(data.hparams),
             "scores": {
-                split: {
-                    mode: {family: score._asdict() for family, score in families.items()}
-                    for mode, families in modes.items()
-                }
+                split: {m: {f: score._asdict() for f, score in of.items()} for m, of in modes.items()}
                 for split, modes in self.scores.items()
             },
             "episodes": episode_columns(episodes),
@@ -206,61 +186,61 @@ def _differs(trainer: pl.Trainer, module: HierarchicalMetaRL) -> dict[str, str]:
     data = data_of(trainer)
     if (data.test if trainer.state.fn == "test" else data.validation).agent != "policy":
         return {}
-    trained = module.training_hparams or module.hparams
-    acted = as_config(Acting, trained["acting"])
-    found = {mode: differs_in_words(module.policy, acting, acted) for mode, acting in data.modes.items()}
+    trained, policy = module.training_hparams or module.hparams, module.policy
+    before = asdict(as_config(Acting, trained["acting"]))
+    unused = {"task_belief": not policy.categorical_entries, "macro_action": policy.macro_vae is None}
+    found = {
+        mode: ", ".join(
+            f"{key.replace('_', ' ')} {value} (training: {before[key]})"
+            for key, value in asdict(acting).items()
+            if value != before[key] and not unused.get(key)
+        )
+        for mode, acting in data.modes.items()
+    }
     if new := [family for family in data.families if family not in trained["families"]]:
         found["train families"] = f"{', '.join(new)} not trained on"
     return {what: words for what, words in found.items() if words}
 
 
-def differs_in_words(policy: HierarchicalPolicy, acting: Acting, trained: Acting) -> str:
-    """How ``acting`` is another way to act than that of training; empty where it is none for this policy."""
-    unused = {"task_belief": not policy.categorical_entries, "macro_action": policy.macro_vae is None}
-    pairs = {key: (value, asdict(trained)[key]) for key, value in asdict(acting).items()}
-    return ", ".join(
-        f"{key.replace('_', ' ')} {a} (training: {b})"
-        for key, (a, b) in pairs.items()
-        if a != b and not unused.get(key)
-    )
-
-
-def success_table(scores: Scores, env_steps: int, differs: Sequence[str] = ()) -> str:
+def success_table(scores: Scores, env_steps: int, differs: Mapping[str, str]) -> str:
     """A text table: one row a family, success at any step per mode, then last-step success and return.
 
     Args:
         differs: from training, in words; written below.
     """
-    modes = list(next(iter(scores.values())))
+    first, *_ = modes = list(next(iter(scores.values())))
     table = Table(title=f"success after {env_steps:,} environment steps")
     table.add_column("family", no_wrap=True)
     for mode in modes:
         table.add_column(f"{mode}\n[95 %]", justify="right", no_wrap=True)
-    table.add_column(f"last step\n({modes[0]})", justify="right")
-    table.add_column(f"return\n({modes[0]})", justify="right")
+    for name in ("last step", "return"):
+        table.add_column(f"{name}\n({first})", justify="right")
     for split, by_mode in scores.items():
-        families = list(by_mode[modes[0]])
-        for family in families:
-            cells = []
-            for mode in modes:
-                score = by_mode[mode][family]
-                cells.append(f"{score.success:.2f}")
-                if score.low is not None:
-                    cells[-1] += rf" \[{score.low:.2f}, {score.high:.2f}]"
-            first = by_mode[modes[0]][family]
-            style = "bold" if family == "mean" else None
+        for family, score in by_mode[first].items():
+            mean = family == "mean"
             table.add_row(
                 f"{split} {family}",
-                *cells,
-                f"{first.final_success:.2f}",
-                f"{first.episode_return:.0f}",
-                style=style,
-                end_section=family == "mean",
+                *(_cell(by_mode[mode][family]) for mode in modes),
+                f"{score.final_success:.2f}",
+                f"{score.episode_return:.0f}",
+                style="bold" if mean else None,
+                end_section=mean,
             )
     console = Console(width=60 + 25 * len(modes), force_terminal=False)
     with console.capture() as capture:
         console.print(table)
-    notes = [f"differs from training: {words}\n" for words in differs]
-    if any(score.low is None for modes in scores.values() for of in modes.values() for score in of.values()):
+    notes = [f"differs from training: {what}: {words}\n" for what, words in differs.items()]
+    if any(score.low is None for *_, score in _each(scores)):
         notes.append("no interval: one goal a family and nothing drawn, so that its episodes are all equal\n")
     return capture.get() + "".join(notes)
+
+
+def _cell(score: Score) -> str:
+    interval = "" if score.low is None else rf" \[{score.low:.2f}, {score.high:.2f}]"
+    return f"{score.success:.2f}{interval}"
+
+
+def _each(scores: Scores) -> list[tuple[str, str, str, Score]]:
+    """Split, mode, family and score."""
+    modes = [(split, mode, families) for split, of in scores.items() for mode, families in of.items()]
+    return [(split, mode, family, score) for split, mode, of in modes for family, score in of.items()]
