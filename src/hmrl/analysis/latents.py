@@ -34,7 +34,8 @@ def first_trials(rollouts: Sequence[Rollout], per_family: int) -> Rollout:
     nth = one_hot(family).cumsum(0).gather(1, family.unsqueeze(1)).squeeze(1)
     chosen = nth <= per_family
     final = torch.cat([r.final_success.unflatten(0, (one.episodes, -1)) for r in rollouts], 1)
-    tensors = {name: torch.cat([getattr(r, name) for r in rollouts], 1)[:, chosen] for name in _TIME_MAJOR}
+    joined = {name: torch.cat([getattr(r, name) for r in rollouts], 1) for name in _TIME_MAJOR}
+    tensors: dict[str, Any] = {name: values[:, chosen] for name, values in joined.items()}
     return replace(
         one,
         **tensors,
@@ -177,8 +178,10 @@ def _macro_findings(
         agreed.append(float(agreement(action[:, mine], z[:, mine]).mean()))
         signs = [(x[:, mine] >= 0).double().mean((0, 1)) for x in (action, z)]
         by_chance.append(float(chance_agreement(*signs)))
+    given_z, without_z = ({"all": fmean(found.values()), **found} for found in errors)
     return MacroFindings(
-        *({"all": fmean(found.values()), **found} for found in errors),
+        given_z,
+        without_z,
         correlation=tuple(map(fmean, zip(*correlations, strict=True))),
         agreement=fmean(agreed),
         agreement_by_chance=fmean(by_chance),

@@ -17,12 +17,12 @@ from hmrl.training.module import HierarchicalMetaRL
 @contextmanager
 def between_epochs(trainer: pl.Trainer) -> Iterator[None]:
     """For saving as an epoch starts: what Lightning has counted of it would be lost from a resumed count."""
-    counts = trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current
-    begun = counts[1].ready - counts[1].started
-    for count in counts:
+    progress: Any = trainer.fit_loop.epoch_progress
+    begun: int = progress.current.ready - progress.current.started
+    for count in (progress.total, progress.current):
         count.ready -= begun
     yield
-    for count in counts:
+    for count in (progress.total, progress.current):
         count.ready += begun
 
 

@@ -60,7 +60,7 @@ class EnvStepsProgressBar(ProgressBar):
         self._bar.set_postfix(iteration=int(pl_module.iteration), success=f"{success:.2f}")
         self._since, self._steps = now, self._steps + steps
 
-    def on_train_end(self, *arguments: Any) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         """Leave the terminal clean for what is printed next."""
         self._bar.close()
 

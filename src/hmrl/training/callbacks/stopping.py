@@ -95,7 +95,7 @@ class GracefulStop(pl.Callback):
                 self._listen(trainer)
             hold_signals(False)
 
-    def teardown(self, *_: Any) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         """Signals are the caller's again."""
         self._listening.close()
 
