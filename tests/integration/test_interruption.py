@@ -244,27 +244,33 @@ def exit_code(arguments: list[str], patch: Patch) -> int:
 
 
 KILLED = {
-    "half of the checkpoint written": (when_half_written(".last.ckpt.tmp", 3, send(SIGKILL)), 2),
-    "half of the export written": (when_half_written(".last.weights.ckpt.tmp", 3, send(SIGKILL)), 2),
-    "before both renames": (when_renamed_to("last.weights.ckpt", 3, send(SIGKILL)), 2),
-    "between the two renames": (when_renamed_to("last.ckpt", 3, send(SIGKILL)), 2),
-    "while the log is written anew": (when_renamed_to("metrics.csv", 1, send(SIGKILL)), 0),
+    "half of the checkpoint written": when_half_written(".last.ckpt.tmp", 3, send(SIGKILL)),
+    "half of the export written": when_half_written(".last.weights.ckpt.tmp", 3, send(SIGKILL)),
+    "before both renames": when_renamed_to("last.weights.ckpt", 3, send(SIGKILL)),
+    "between the two renames": when_renamed_to("last.ckpt", 3, send(SIGKILL)),
 }
 
 
 @pytest.mark.parametrize("moment", KILLED)
 def test_killed_while_saving(moment: str, assert_goes_on: GoesOn, tmp_path: Path) -> None:
-    run, (patch, saved) = tmp_path / "run", KILLED[moment]
-    assert exit_code(command(run, *LAST), patch) == -SIGKILL
-    if saved:
-        assert iteration(run) == saved
-        assert rows_of(run)[-1] == saved + 1  # logged, and about to be in the checkpoint
-        assert load(run / "checkpoints" / "last.weights.ckpt")
-        assert list((run / "checkpoints").glob(".*.tmp"))
+    run = tmp_path / "run"
+    assert exit_code(command(run, *LAST), KILLED[moment]) == -SIGKILL
+    assert iteration(run) == 2
+    assert rows_of(run)[-1] == 3  # logged, and about to be in the checkpoint
+    assert load(run / "checkpoints" / "last.weights.ckpt")
+    assert list((run / "checkpoints").glob(".*.tmp"))
     assert_goes_on(run, *LAST)
     full, export = (load(run / "checkpoints" / f"last.{kind}") for kind in ("ckpt", "weights.ckpt"))
     assert_same(dict(full["state_dict"]), dict(export["state_dict"]))
     assert not list((run / "checkpoints").glob(".*.tmp"))
+
+
+def test_killed_while_the_log_is_written_anew(assert_goes_on: GoesOn, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    main(command(run, iterations=2))
+    assert exit_code(command(run, *LAST), when_renamed_to("metrics.csv", 1, send(SIGKILL))) == -SIGKILL
+    assert rows_of(run) == [1, 1, 2, 2]
+    assert_goes_on(run, *LAST)
 
 
 # --- two processes -------------------------------------------------------------------------------
