@@ -265,6 +265,13 @@ def test_killed_while_saving(moment: str, assert_goes_on: GoesOn, tmp_path: Path
     assert not list((run / "checkpoints").glob(".*.tmp"))
 
 
+def test_killed_when_there_is_nothing_but_a_log(assert_goes_on: GoesOn, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert exit_code(command(run, *LAST), when_half_written(".best.ckpt.tmp", 1, send(SIGKILL))) == -SIGKILL
+    assert rows_of(run) == [1]
+    assert_goes_on(run, *LAST)
+
+
 def test_killed_while_the_log_is_written_anew(assert_goes_on: GoesOn, tmp_path: Path) -> None:
     run = tmp_path / "run"
     main(command(run, iterations=2))
