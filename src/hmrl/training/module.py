@@ -276,9 +276,9 @@ class HierarchicalMetaRL(pl.LightningModule):
 
         Dropout is only in what learns: y is what it is when acting.
         """
-        self.policy.eval()
-        for level in levels:
-            self.policy.get_submodule(level).train()
+        for name, part in self.policy.named_children():
+            if part.training != (name in levels):  # to ask is cheaper than to switch
+                part.train(name in levels)
         with self.toggled_optimizer(self._optimizer(levels[0])) if len(levels) == 1 else nullcontext():
             yield
 
