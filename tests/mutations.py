@@ -100,8 +100,8 @@ MUTATIONS = (
     Mutation(
         "seed: every rollout acts with the same noise",
         "rollouts/collector.py",
-        "(self._stream, iteration),",
-        "(self._stream, 0),",
+        "seeded(self.seed, self.stream, rank, trial)",
+        "seeded(self.seed, self.stream, rank, 0)",
         ("integration/test_streaming.py",),
     ),
     Mutation(
@@ -135,14 +135,14 @@ MUTATIONS = (
     Mutation(
         "EnvPool: later goals of drifting families are those of the first episode",
         "envs/envpool.py",
-        "[(slot, generation, target) for slot in self._slots]",
-        "[(slot, generation) for slot in self._slots]",
+        "[(slot, generation, target) for slot in self.slots]",
+        "[(slot, generation) for slot in self.slots]",
         ("contract/test_goals.py",),
     ),
     Mutation(
         "EnvPool: the agent sees the goal",
         "envs/envpool.py",
-        "partially_observable=not self._goal_visible",
+        "partially_observable=not self.goal_visible",
         "partially_observable=False",
         ("contract/test_goals.py",),
     ),

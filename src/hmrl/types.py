@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -42,13 +42,8 @@ class Acting:
     permute: Literal["none", "task_belief", "macro_action"] = "none"
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("task_belief", ("probabilities", "sample")),
-            ("macro_action", ("mean", "sample")),
-            ("action", ("sample", "mean")),
-            ("permute", ("none", "task_belief", "macro_action")),
-        ):
-            if getattr(self, name) not in allowed:
+        for name, hint in get_type_hints(Acting).items():
+            if getattr(self, name) not in (allowed := get_args(hint)):
                 raise UserError(f"acting.{name} is {getattr(self, name)!r}: use {' or '.join(allowed)}")
 
 
@@ -87,13 +82,11 @@ class Agent(Protocol):
 
     def initial_carry(self, batch_size: int) -> Carry:
         """Memory at the start of a trial."""
-        ...
 
     def act(
         self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting
     ) -> tuple[ActorStep, Carry]:
         """Decide: ``observation`` ``[B, S]``, ``reward`` ``[B]`` summed since the last decision."""
-        ...
 
 
 class EnvStep(NamedTuple):
@@ -117,25 +110,26 @@ class TaskEnvs(Protocol):
 
     def reset(self, episode: int) -> FloatArray:
         """Start episode number ``episode`` everywhere; returns observations ``[B, S]``."""
-        ...
 
     def step(self, action: FloatArray) -> EnvStep:
         """One simulator step with actions ``[B, A]`` in [-1, 1]."""
-        ...
 
     def close(self) -> None:
         """Free the simulators."""
-        ...
-
-
-def _moved(record: Any, device: torch.device | str) -> dict[str, Any]:
-    """The tensors among the fields of a dataclass, on ``device``."""
-    values = {f.name: getattr(record, f.name) for f in fields(record)}
-    return {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @dataclass
-class Outcomes:
+class Tensors:
+    """A record with tensors among its fields."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy with every tensor on ``device``."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)})
+
+
+@dataclass
+class Outcomes(Tensors):
     """What became of N episodes.
 
     Args:
@@ -164,13 +158,9 @@ class Outcomes:
     phase: tuple[str, ...] | None = None
     distinct: int | None = None
 
-    def to(self, device: torch.device | str) -> Self:
-        """A copy with every tensor on ``device``."""
-        return replace(self, **_moved(self, device))
-
 
 @dataclass
-class Rollout:
+class Rollout(Tensors):
     """Whole episodes, time-major, raw: nothing in here is normalised.
 
     With a decision interval of k simulator steps, index t counts decisions, ``reward`` is summed and
@@ -194,10 +184,6 @@ class Rollout:
     episodes: int = 1  # of the trial, E
     goal: Tensor | None = None  # [B] long, the goals' numbers, where they are numbered
     distinct: int | None = None  # as of Outcomes
-
-    def to(self, device: torch.device) -> Self:
-        """A copy with every tensor on ``device``."""
-        return replace(self, **_moved(self, device))
 
     @property
     def ever_success(self) -> Tensor:
@@ -237,7 +223,7 @@ class Rollout:
 
 
 @dataclass
-class Trajectories:
+class Trajectories(Tensors):
     """Trials as the replay keeps them: raw, so that they are normalised and relabelled at use."""
 
     observation: Tensor  # [T+1, N, S]
@@ -247,20 +233,11 @@ class Trajectories:
     family: Tensor  # [N]
     episodes: int = 1  # of a trial, E
 
-    def to(self, device: torch.device) -> Trajectories:
-        """A copy with every tensor on ``device``."""
-        return replace(self, **_moved(self, device))
-
     def select(self, chosen: Tensor) -> Trajectories:
-        """The episodes that ``chosen`` ``[N]`` marks."""
-        return Trajectories(
-            self.observation[:, chosen],
-            self.action[:, chosen],
-            self.reward[:, chosen],
-            self.macro_action[:, chosen],
-            self.family[chosen],
-            self.episodes,
-        )
+        """The trials that ``chosen`` ``[N]`` marks."""
+        names = ("observation", "action", "reward", "macro_action")
+        marked = {name: getattr(self, name)[:, chosen] for name in names}
+        return replace(self, **marked, family=self.family[chosen])
 
 
 TRAJECTORY_TENSORS = tuple(f.name for f in fields(Trajectories) if f.name != "episodes")

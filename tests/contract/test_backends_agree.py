@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from hmrl.envs.envpool import EnvPoolEnvs
 from hmrl.envs.metaworld import GoalEnv, MetaWorldEnvs
 from hmrl.evaluation.baselines import ScriptedExpert
 from hmrl.rollouts.collect import collect
-from hmrl.types import Acting, Agent, EnvStep, FloatArray, Rollout, Split, TaskEnvs
+from hmrl.types import Acting, Agent, FloatArray, Rollout, Split, TaskEnvs
 from support.meta_world import RandomAgent, official_tasks
 
 pytestmark = pytest.mark.simulator
@@ -119,7 +119,7 @@ def pair(family: str, policy: Literal["random", "expert"], fixed_margin: bool = 
     with pytest.MonkeyPatch.context() as patch:
         own = SimpleNamespace(train_tasks=tasks, test_tasks=[])
         patch.setattr(hmrl.envs.metaworld, "_benchmark_tasks", lambda bench, seed: own)
-        metaworld = MetaWorldEnvs(ML10, families, goals, slots, GOALS, HORIZON, goal_visible=True)
+        metaworld = MetaWorldEnvs(families, goals, slots, GOALS, HORIZON, True, bench=ML10)
     if fixed_margin:
         for env in metaworld._envs.envs:  # type: ignore[union-attr]
             for pad in ("init_left_pad", "init_right_pad"):
@@ -302,74 +302,6 @@ def test_experts_do_in_our_loop_what_they_do_in_metaworld_alone(split: Split) ->
 
 
 # --- the horizon ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class CountingEnvs:
-    """Reward is the step's number; the task is solved at the steps named."""
-
-    horizon: int = 500
-    solved_at: tuple[int, ...] = ()
-    families: tuple[str, ...] = ("reach", "push")
-    executed: list[FloatArray] = field(default_factory=list)
-    resets: list[int] = field(default_factory=list)
-
-    def reset(self, episode: int) -> FloatArray:
-        self.resets.append(episode)
-        self.executed.clear()
-        return np.zeros((2, 39))
-
-    def step(self, action: FloatArray) -> EnvStep:
-        self.executed.append(action)
-        t = len(self.executed)
-        assert t <= self.horizon
-        return EnvStep(np.full((2, 39), t), np.array([t, 2.0 * t]), np.array([t in self.solved_at, False]))
-
-    def close(self) -> None:
-        pass
-
-
-class WideAgent(RandomAgent):
-    """Acts outside [-1, 1]."""
-
-    def act(self, *args: Any) -> Any:
-        step, carry = super().act(*args)
-        return step._replace(action=step.action * 3), carry
-
-
-def test_rewards_of_an_interval_are_summed_and_the_last_one_is_shorter() -> None:
-    """500 = 166 * 3 + 2."""
-    envs = CountingEnvs(solved_at=(2, 4, 5, 300, 499))
-    rollout = episode(envs, WideAgent(decision_interval=3), ["push", "reach"], number=7)
-    assert envs.resets == [7]
-    assert len(envs.executed) == 500
-    assert rollout.env_steps == 1000
-    assert rollout.action.shape == (167, 2, 4)
-    assert rollout.observation.shape == (168, 2, 39)
-    assert rollout.observation[:, 0, 0].tolist() == [*range(0, 500, 3), 500]
-    sums = [float(sum(range(t, min(t + 3, 501)))) for t in range(1, 501, 3)]
-    assert rollout.reward[:, 0].tolist() == sums
-    assert sums[-1] == 499 + 500
-    assert torch.equal(rollout.reward[:, 1], 2 * rollout.reward[:, 0])
-    assert rollout.episode_return.tolist() == [125250.0, 250500.0]
-    assert rollout.success[:, 0].nonzero().flatten().tolist() == [0, 1, 99, 166]
-    assert rollout.ever_success.tolist() == [True, False]
-    assert rollout.final_success.tolist() == [False, False]  # solved at 499, not at 500
-    assert rollout.family.tolist() == [1, 0]
-    for t, action in enumerate(envs.executed):  # held over the interval, clipped, float32
-        assert np.array_equal(action, rollout.action[t // 3].clamp(-1, 1).numpy())
-        assert action.dtype == np.float32
-    assert rollout.action.abs().max() > 1
-
-
-@pytest.mark.parametrize(("interval", "decisions"), [(1, 10), (4, 3), (10, 1), (99, 1)])
-def test_every_interval_fits_the_horizon(interval: int, decisions: int) -> None:
-    envs = CountingEnvs(horizon=10, solved_at=(10,))
-    rollout = episode(envs, RandomAgent(decision_interval=interval), ["push", "reach"])
-    assert len(rollout.action) == decisions
-    assert rollout.env_steps == 20
-    assert rollout.episode_return.tolist() == [55.0, 110.0]
-    assert rollout.final_success.tolist() == rollout.ever_success.tolist() == [True, False]
 
 
 @pytest.mark.slow

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import metaworld
 import numpy as np
 import pytest
-import torch
 
 import hmrl.envs.envpool
 from hmrl.envs import Backend, benchmark, make_envs
@@ -19,7 +17,7 @@ from hmrl.envs.envpool import EnvPoolEnvs
 from hmrl.envs.metaworld import MetaWorldEnvs
 from hmrl.rollouts.collect import collect
 from hmrl.system.errors import UserError
-from hmrl.types import Acting, EnvStep, FloatArray, Split, TaskEnvs
+from hmrl.types import Acting, FloatArray, Split, TaskEnvs
 from support.meta_world import RecordingAgent, official_tasks
 
 pytestmark = pytest.mark.simulator
@@ -94,47 +92,6 @@ def test_goals_can_be_shown_to_experts(backend: Backend, split: Split) -> None:
         assert (np.abs(observation[..., GOAL]).max(-1) > 0.1).all()
         assert np.array_equal(observation[1:, :, GOAL], observation[:-1, :, GOAL])
         envs.close()
-
-
-@dataclass
-class LabelledEnvs:
-    """The same episode whatever its families are called."""
-
-    families: tuple[str, ...]
-    horizon: int = 4
-
-    def reset(self, episode: int) -> FloatArray:
-        self._rng = np.random.default_rng(episode)
-        return self._rng.normal(size=(len(self.families), OBSERVATION_DIM))
-
-    def step(self, action: FloatArray) -> EnvStep:
-        batch = len(self.families)
-        return EnvStep(
-            self._rng.normal(size=(batch, OBSERVATION_DIM)),
-            self._rng.normal(size=batch),
-            np.zeros(batch, bool),
-        )
-
-    def close(self) -> None:
-        pass
-
-
-def test_the_label_of_a_family_changes_nothing_for_the_agent() -> None:
-    agents = []
-    for names in (("reach", "push"), ("push", "drawer-close")):
-        agents.append(RecordingAgent())
-        collect(
-            LabelledEnvs(names),
-            agents[-1],
-            episode=0,
-            acting=Acting(),
-            families=ML10.train,
-            split="train",
-            mode="sampled",
-        )
-    for (s, r), (other_s, other_r) in zip(agents[0].given, agents[1].given, strict=True):
-        assert torch.equal(s, other_s)
-        assert torch.equal(r, other_r)
 
 
 # --- fresh and fixed -------------------------------------------------------------------------------

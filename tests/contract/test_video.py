@@ -47,7 +47,7 @@ def _renderer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def one(family: str, horizon: int, split: Split = "train") -> MetaWorldEnvs:
-    return MetaWorldEnvs(BENCH, [family], Goals(split, 3, 1, 0), [0], 1, horizon, goal_visible=True)
+    return MetaWorldEnvs((family,), Goals(split, 3, 1, 0), [0], 1, horizon, True, bench=BENCH)
 
 
 def by_the_expert(envs: Any) -> Rollout:

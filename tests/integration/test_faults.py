@@ -152,7 +152,7 @@ def test_a_simulator_that_raises_is_named(backend: str, moment: str, monkeypatch
         pool = envs._pools[1]
         monkeypatch.setattr(pool, "async_reset" if moment == "reset" else "recv", broken)
     else:
-        envs = MetaWorldEnvs(benchmark("ML10"), families, goals, slots, 1, 10)
+        envs = MetaWorldEnvs(families, goals, slots, 1, 10, bench=benchmark("ML10"))
         envs.reset(0)
         monkeypatch.setattr(envs._envs.envs[1].unwrapped.simulator, moment, broken)
     says = r"the simulator of family 'push' failed \(RuntimeError: the solver gave up\)"
@@ -322,7 +322,7 @@ def test_another_horizon_does_not_fit_the_replay(
     last = trained.folder / "checkpoints" / "last.ckpt"
     options = ("--ckpt_path", str(last), "--data.horizon", "20", "--budget.env_steps", "2000")
     sentence = refused(capsys, *command(tmp_path / "run", *options))
-    assert "data.horizon and model.decision_interval must stay" in sentence
+    assert "data.episodes_per_trial and model.decision_interval must stay" in sentence
 
 
 # --- two runs in one directory -------------------------------------------------------------------

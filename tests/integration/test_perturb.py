@@ -16,8 +16,7 @@ import torch
 import robustness
 from hmrl.envs import Backend, benchmark, make_envs
 from hmrl.envs.benchmarks import Goals
-from hmrl.envs.wrappers.nonstationary import Change
-from hmrl.envs.wrappers.perturb import Missing, Perturbation, PerturbedEnvs, sensors_of
+from hmrl.envs.wrappers.perturb import Change, Missing, Perturbation, PerturbedEnvs, sensors_of
 from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.system.errors import UserError
 from hmrl.training.trainer import make_trainer

@@ -220,7 +220,8 @@ from hmrl.evaluation.protocols import TrialConfig
 
 print("once")
 ml1 = benchmark("ML1", ["reach"], [])
-envs = MetaWorldEnvs(ml1, ["reach"] * 2, Goals("train", 1, None, 0), [0, 1], 2, 5, asynchronous=True)
+goals = Goals("train", 1, None, 0)
+envs = MetaWorldEnvs(("reach", "reach"), goals, [0, 1], 2, 5, bench=ml1, asynchronous=True)
 config = TrialConfig(meta_batch_size=2, total_tasks_per_cls=2)
 trials = make_trial_envs(ml1, "train", config, seed=1, horizon=5, asynchronous=True)
 for signum in (SIGINT, SIGTERM):

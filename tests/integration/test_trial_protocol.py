@@ -27,7 +27,7 @@ MEAN = Acting(action="mean")
 
 def toy_envs(solved: int | None = None) -> ToyEnvs:
     goals = Goals("train", 1, None, 0, repeats=REPEATS)
-    return ToyEnvs(FAMILIES, goals, [0, 0], 1, HORIZON, [], solved=solved)
+    return ToyEnvs(FAMILIES, goals, [0, 0], 1, HORIZON, solved=solved)
 
 
 class TrialEnvs(VectorEnv):

@@ -49,7 +49,7 @@ class FixedRollouts(ToyDataModule):
         names = self.benchmark.families(goals.split)
         families = [family for family in names for _ in range(envs_per_family)]
         slots = [slot for _ in names for slot in range(envs_per_family)]
-        return ToyEnvs(families, goals, slots, envs_per_family, self.horizon, self.episodes)
+        return ToyEnvs(families, goals, slots, envs_per_family, self.horizon, record=self.episodes)
 
 
 def of_its_own(envs: Any, agent: Any, *, episode: int, kl: tuple[float, ...], **options: Any) -> Rollout:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hmrl.envs import Backend
-from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
+from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, EnvBatch, Goals
 from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.system.distributed import rank_and_world_size
@@ -33,48 +33,35 @@ class Episode:
     successes: list[bool] = field(default_factory=list)
 
 
-class ToyEnvs:
+@dataclass(eq=False)
+class ToyEnvs(EnvBatch):
     """Points that are to be moved to a hidden goal; rewards depend on seed, episode and actions alone.
 
     Args:
+        record: of episodes, to be added to.
         solved: overrides success: the first so many families always succeed, the others never.
     """
 
-    def __init__(
-        self,
-        families: Sequence[str],
-        goals: Goals,
-        slots: Sequence[int],
-        stride: int,
-        horizon: int,
-        episodes: list[Episode],
-        *,
-        training: bool = True,
-        on_step: Callable[[], None] | None = None,
-        solved: int | None = None,
-    ) -> None:
-        self.families, self.horizon = tuple(families), horizon
-        self._goals, self._slots, self._stride = goals, slots, stride
-        self._record, self.training = episodes, training
-        self._on_step, self._solved = on_step, solved
-        self._names = list(dict.fromkeys(families))
-        self.split, self.closed = goals.split, False
+    record: list[Episode] = field(default_factory=list)
+    training: bool = True
+    on_step: Callable[[], None] | None = None
+    solved: int | None = None
+    closed = False
+
+    def __post_init__(self) -> None:
+        names = list(dict.fromkeys(self.families))
+        self._index = np.array([names.index(f) for f in self.families])
 
     def reset(self, episode: int) -> FloatArray:
-        fixed = self._goals.per_family
-        seeds = []
-        goal = episode // self._goals.repeats
-        for family, slot in zip(self.families, self._slots, strict=True):
-            key = (slot, goal) if fixed is None else ((slot + goal * self._stride) % fixed,)
-            seeds.append(self._goals.seed_for(family, *key))
+        seeds = self.seeds(episode)
         drawn = np.stack([np.random.default_rng(seed).uniform(-1, 1, 2 * ACTION_DIM) for seed in seeds])
         self._goal, self._position = drawn[:, :ACTION_DIM], drawn[:, ACTION_DIM:]
         self._before = self._position
         self._now = [
-            Episode(family, self._goals.split, self.training, episode, seed)
+            Episode(family, self.goals.split, self.training, episode, seed)
             for family, seed in zip(self.families, seeds, strict=True)
         ]
-        self._record.extend(self._now)
+        self.record.extend(self._now)
         return self._observation()
 
     def step(self, action: FloatArray) -> EnvStep:
@@ -83,14 +70,13 @@ class ToyEnvs:
         self._before = self._position
         self._position = np.clip(self._position + 0.3 * action, -1, 1)
         distance = np.linalg.norm(self._position - self._goal, axis=1)
-        index = np.array([self._names.index(f) for f in self.families])
-        reward = (1 + index) * (2 - distance)
-        success = distance < 1.0 if self._solved is None else index < self._solved
+        reward = (1 + self._index) * (2 - distance)
+        success = distance < 1.0 if self.solved is None else self._index < self.solved
         for episode, r, s in zip(self._now, reward, success, strict=True):
             episode.rewards.append(float(r))
             episode.successes.append(bool(s))
-        if self._on_step:
-            self._on_step()
+        if self.on_step:
+            self.on_step()
         return EnvStep(self._observation(), reward, success)
 
     def close(self) -> None:
@@ -131,20 +117,19 @@ class ToyDataModule(MetaWorldDataModule):
         rank, world_size = rank_and_world_size()
         share = envs_per_family // world_size
         names = families or self.benchmark.families(goals.split)
-        families = [family for family in names for _ in range(share)]
-        slots = [rank * share + i for _ in names for i in range(share)]
+        each = [(family, rank * share + i) for family in names for i in range(share)]
         training = self.trainer is not None and self.trainer.training
         solved = None
         if self.solved is not None and not training:
-            evaluation = sum(not e.training and e.split == goals.split for e in self.made)
+            evaluation = sum(not e.training and e.goals.split == goals.split for e in self.made)
             solved = self.solved[goals.split][evaluation]
         envs = ToyEnvs(
-            families,
+            tuple(family for family, _ in each),
             goals,
-            slots,
+            [slot for _, slot in each],
             envs_per_family,
             self.horizon,
-            self.episodes,
+            record=self.episodes,
             training=training,
             on_step=self.on_training_step if training else None,
             solved=solved,

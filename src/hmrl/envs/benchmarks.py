@@ -66,14 +66,8 @@ class World:
         return tuple(i for i in range(self.observation_dim) if i not in left_out)
 
 
-META_WORLD = World(
-    OBSERVATION_DIM,
-    ACTION_DIM,
-    EGO_INDICES,
-    GOAL_INDICES,
-    HORIZON,
-    backends=("envpool", "metaworld", "metaworld_async"),
-)
+_SIMULATORS: tuple[Backend, ...] = ("envpool", "metaworld", "metaworld_async")
+META_WORLD = World(OBSERVATION_DIM, ACTION_DIM, EGO_INDICES, GOAL_INDICES, backends=_SIMULATORS)
 # Position now (0-1) and one step ago (2-3), free way in four directions (4-7), goal (8-9).
 GRID_WORLD = World(10, 2, (0, 1, 2, 3), (8, 9), 24, backends=("gridworld",))
 _GRID_WORLDS = {"GridWorld": GRID_WORLD, "GridWorldLarge": replace(GRID_WORLD, horizon=96, scale=4)}
@@ -101,15 +95,10 @@ class Benchmark:
         """How many fixed goals a family has on a simulator; None: as many as are asked for."""
         return GOALS_PER_FAMILY if backend in ("metaworld", "metaworld_async") else None
 
+    # What cannot be is refused with a UserError, under the name ``key`` of the setting, as "data.backend".
+
     def check_backend(self, key: str, backend: Backend) -> None:
-        """Refuse a simulator of another world.
-
-        Args:
-            key: where it is set, as "data.backend".
-
-        Raises:
-            UserError: with those that can run this benchmark.
-        """
+        """Refuse a simulator of another world."""
         if backend not in self.world.backends:
             raise UserError(
                 f"{key} is {backend}, which cannot run data.benchmark {self.name}: use "
@@ -117,14 +106,7 @@ class Benchmark:
             )
 
     def check_installed(self, key: str, backend: Backend) -> None:
-        """Refuse EnvPool where it is missing: it is not to be had for every platform.
-
-        Args:
-            key: where it is set, as "data.backend".
-
-        Raises:
-            UserError: with what works everywhere.
-        """
+        """Refuse EnvPool where it is missing: it is not to be had for every platform."""
         if backend == "envpool" and find_spec("envpool") is None:
             raise UserError(
                 f"{key} is envpool, which is not installed: use metaworld or metaworld_async, or "
@@ -132,14 +114,7 @@ class Benchmark:
             )
 
     def check_goals(self, key: str, goals: int, backend: Backend) -> None:
-        """Refuse more fixed goals a family than a simulator has.
-
-        Args:
-            key: where it is set, as "data.test.goals".
-
-        Raises:
-            UserError: with their number.
-        """
+        """Refuse more fixed goals a family than a simulator has."""
         if (fixed := self.fixed_goals(backend)) and goals > fixed:
             raise UserError(
                 f"{key} is {goals}, but Meta-World has {fixed} goals a family: use no more, or the envpool "
@@ -147,14 +122,7 @@ class Benchmark:
             )
 
     def check_horizon(self, key: str, horizon: int) -> None:
-        """Refuse episodes longer than the world's, or empty ones.
-
-        Args:
-            key: where it is set, as "data.horizon".
-
-        Raises:
-            UserError: with what is allowed.
-        """
+        """Refuse episodes longer than the world's, or empty ones."""
         if not 1 <= horizon <= self.world.horizon:
             raise UserError(f"{key} is {horizon}: use 1 to {self.world.horizon}, the length of an episode")
 
@@ -185,13 +153,7 @@ class Goals:
     repeats: int = 1
 
     def number(self, slot: int, episode: int, stride: int) -> int:
-        """Which of the fixed goals an environment meets.
-
-        Args:
-            slot: the environment's, among all of its family.
-            episode: number of the episode.
-            stride: environments of this family over all ranks.
-        """
+        """Which of the fixed goals an environment meets; arguments as of :class:`EnvBatch`."""
         assert self.per_family is not None
         return (slot + episode // self.repeats * stride) % self.per_family
 
@@ -199,6 +161,38 @@ class Goals:
         """A 31-bit seed for ``index`` (a goal slot, or an environment and a generation) of ``family``."""
         key = (self.stream, int(self.split == "test"), *family.encode(), 0, *index)
         return int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)[0] >> 1)
+
+
+@dataclass(eq=False)
+class EnvBatch:
+    """A rank's environments, whatever simulates them: :class:`~hmrl.types.TaskEnvs` without the simulator.
+
+    Args:
+        families: of each environment; equal ones must be adjacent.
+        goals: which goals.
+        slots: number of each environment among all of its family, over all ranks.
+        stride: environments of a family, over all ranks.
+        horizon: simulator steps of an episode.
+        goal_visible: show the goal in the observation; scripted experts need it, agents never get it.
+    """
+
+    families: tuple[str, ...]
+    goals: Goals
+    slots: Sequence[int]
+    stride: int
+    horizon: int
+    goal_visible: bool = False
+
+    def keys(self, episode: int) -> list[tuple[int, ...]]:
+        """What names each environment's goal in its family: the fixed one's number, or slot and trial."""
+        if self.goals.per_family is None:
+            return [(slot, episode // self.goals.repeats) for slot in self.slots]
+        return [(self.goals.number(slot, episode, self.stride),) for slot in self.slots]
+
+    def seeds(self, episode: int) -> list[int]:
+        """Of each environment's goal: a function of the goal alone."""
+        keyed = zip(self.families, self.keys(episode), strict=True)
+        return [self.goals.seed_for(family, *key) for family, key in keyed]
 
 
 @cache
@@ -229,49 +223,42 @@ def benchmark(name: BenchmarkName, train: Sequence[str] = (), test: Sequence[str
     Raises:
         UserError: for an unknown family, or lists that do not fit the benchmark.
     """
-    from metaworld import env_dict
-
     if name not in (known := get_args(BenchmarkName)):
         raise UserError(f"data.benchmark is {name!r}, but it must be one of {', '.join(known)}")
-    train, test = [short_name(f) for f in train], [short_name(f) for f in test]
-    given = {"data.train_families": train, "data.test_families": test}
-    for key, names in given.items():
+    train, test = tuple(map(short_name, train)), tuple(map(short_name, test))
+    for key, names in (("data.train_families", train), ("data.test_families", test)):
+        if names and name not in ("ML1", "custom"):
+            raise UserError(
+                f"{key} is {list(names)}, but data.benchmark {name} has its own families: leave it empty, or "
+                "choose families with data.benchmark custom (or ML1)"
+            )
         for family in names:
-            if name not in _GRID_WORLDS and family not in all_families():
+            if family not in all_families():
                 raise UserError(
                     f"{key} names {family!r}, which is no family of Meta-World: use some of "
                     f"{', '.join(all_families())}"
                 )
             if names.count(family) > 1:
                 raise UserError(f"{key} names {family!r} twice: name each family once")
+        if name == "custom" and not names:
+            raise UserError(f"{key} is [], but data.benchmark custom wants one or more families there")
     if name == "ML1":
-        if len(train) != 1 or (test and test != train):
+        if len(train) != 1 or test not in ((), train):
             raise UserError(
                 "data.benchmark ML1 wants exactly one family in data.train_families and none in "
-                f"data.test_families, but they are {train} and {test}"
+                f"data.test_families, but they are {list(train)} and {list(test)}"
             )
-        return Benchmark(name, (train[0],), (train[0],))
+        return Benchmark(name, train, train)
     if name == "custom":
-        for key, names in given.items():
-            if not names:
-                raise UserError(f"{key} is [], but data.benchmark custom wants one or more families there")
         if both := sorted(set(train) & set(test)):
             raise UserError(
                 f"data.test_families names {', '.join(both)}, which data.train_families names, too: "
                 "test families must be held out"
             )
-        return Benchmark(name, tuple(train), tuple(test))
-    for key, names in given.items():
-        if names:
-            raise UserError(
-                f"{key} is {names}, but data.benchmark {name} has its own families: leave it empty, or "
-                "choose families with data.benchmark custom (or ML1)"
-            )
+        return Benchmark(name, train, test)
     if name in _GRID_WORLDS:
         return Benchmark(name, TRAIN_LAYOUTS, TEST_LAYOUTS, world_of(name))
-    splits = getattr(env_dict, f"{name}_V3")
-    return Benchmark(
-        name,
-        tuple(short_name(f) for f in splits["train"]),
-        tuple(short_name(f) for f in splits["test"]),
-    )
+    from metaworld import env_dict
+
+    own = getattr(env_dict, f"{name}_V3")
+    return Benchmark(name, tuple(map(short_name, own["train"])), tuple(map(short_name, own["test"])))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hmrl.envs.benchmarks import Goals, metaworld_name
-from hmrl.envs.failures import simulator_of
+from hmrl.envs.benchmarks import OBSERVATION_DIM, EnvBatch, metaworld_name
+from hmrl.envs.workers import simulator_of
 from hmrl.system.cores import usable_cores
 from hmrl.types import EnvStep, FloatArray
 
@@ -20,51 +21,30 @@ _EPISODES_PER_POOL = 64
 _DRIFTING = frozenset({"hammer", "shelf-place"})
 
 
-class EnvPoolEnvs:
+@dataclass(eq=False)
+class EnvPoolEnvs(EnvBatch):
     """One pool a family, stepped side by side.
 
     EnvPool fixes its goals by the seed at creation: the n-th goal of an environment depends on its seed
     and n alone. Fixed and repeated goals therefore need new pools at each reset; fresh ones need a reset,
     save in two families whose later goals EnvPool gets wrong.
-
-    Args:
-        families: of each environment; equal ones must be adjacent.
-        goals: which goals.
-        slots: for fixed goals, the slot of each environment in episode 0; it advances by ``stride``.
-        stride: environments of this family over all ranks.
-        horizon: simulator steps of an episode.
-        goal_visible: show the goal in the observation; scripted experts need it, agents never get it.
     """
 
-    def __init__(
-        self,
-        families: Sequence[str],
-        goals: Goals,
-        slots: Sequence[int],
-        stride: int,
-        horizon: int,
-        goal_visible: bool = False,
-    ) -> None:
-        self.families, self.horizon = tuple(families), horizon
-        self._goals, self._slots, self._stride = goals, slots, stride
-        self._goal_visible = goal_visible
-        self._names = list(dict.fromkeys(families))
-        self._members = [[i for i, f in enumerate(families) if f == name] for name in self._names]
+    def __post_init__(self) -> None:
+        self._names = list(dict.fromkeys(self.families))
+        self._members = [[i for i, f in enumerate(self.families) if f == name] for name in self._names]
         self._pools: list[Any] = []
         self._generation = -1
         self._next_episode = 0  # within the generation
 
     def reset(self, episode: int) -> FloatArray:
         """Start episode number ``episode`` everywhere; returns observations ``[B, 39]``."""
-        if self._goals.per_family is not None:
-            self._build([(self._goals.number(slot, episode, self._stride),) for slot in self._slots])
-            return self._reset_pools()
-        if self._goals.repeats > 1:  # another reset of a pool would bring another goal
-            self._build([(slot, episode // self._goals.repeats) for slot in self._slots])
+        if self.goals.per_family is not None or self.goals.repeats > 1:
+            self._build(self.keys(episode))  # another reset of a pool would bring another goal
             return self._reset_pools()
         generation, target = divmod(episode, _EPISODES_PER_POOL)
         if generation != self._generation or target < self._next_episode:
-            self._build([(slot, generation) for slot in self._slots])
+            self._build([(slot, generation) for slot in self.slots])
             self._generation, self._next_episode = generation, 0
         while self._next_episode < target:  # catch up with what an interrupted run had already drawn
             self._reset_pools()
@@ -72,7 +52,7 @@ class EnvPoolEnvs:
         for i, name in enumerate(self._names):
             if target and name in _DRIFTING:
                 self._pools[i].close()
-                self._pools[i] = self._make_pool(i, [(slot, generation, target) for slot in self._slots])
+                self._pools[i] = self._make_pool(i, [(slot, generation, target) for slot in self.slots])
         self._next_episode += 1
         return self._reset_pools()
 
@@ -98,7 +78,7 @@ class EnvPoolEnvs:
 
     def _answers(self) -> EnvStep:
         """Of all pools to what they were sent."""
-        observation = np.empty((len(self.families), 39), dtype=np.float32)
+        observation = np.empty((len(self.families), OBSERVATION_DIM), dtype=np.float32)
         reward = np.empty(len(self.families), dtype=np.float32)
         success = np.empty(len(self.families), dtype=np.bool_)
         for name, pool, members in zip(self._names, self._pools, self._members, strict=True):
@@ -127,7 +107,7 @@ class EnvPoolEnvs:
                 "gymnasium",
                 num_envs=len(members),
                 num_threads=min(threads, len(members)),
-                env_seed=[self._goals.seed_for(name, *keys[j]) for j in members],
+                env_seed=[self.goals.seed_for(name, *keys[j]) for j in members],
                 max_episode_steps=self.horizon,
-                partially_observable=not self._goal_visible,
+                partially_observable=not self.goal_visible,
             )

@@ -32,7 +32,7 @@ def make_envs(
 
     Raises:
         UserError: if they do not divide over the ranks, the horizon is out of range, or the backend simulates
-            another world.
+            another world or has fewer fixed goals.
     """
     if envs_per_family < 1 or envs_per_family % world_size:
         raise UserError(
@@ -41,19 +41,15 @@ def make_envs(
         )
     bench.check_backend("backend", backend)
     bench.check_horizon("horizon", horizon)
-    share = envs_per_family // world_size
-    slots_of_rank = range(rank * share, (rank + 1) * share)
-    chosen = families or bench.families(goals.split)
-    families = [family for family in chosen for _ in slots_of_rank]
-    slots = [slot for _ in chosen for slot in slots_of_rank]
+    bench.check_goals("goals.per_family", goals.per_family or 1, backend)
     if backend == "own":
         raise UserError(f"data.benchmark {bench.name} has environments of its own: override make_envs, too")
+    share = envs_per_family // world_size
+    each = [(f, rank * share + i) for f in families or bench.families(goals.split) for i in range(share)]
+    names, slots = tuple(family for family, _ in each), [slot for _, slot in each]
+    batch = (names, goals, slots, envs_per_family, horizon, goal_visible)
     if backend == "gridworld":
-        return GridWorldEnvs(
-            families, goals, slots, envs_per_family, horizon, goal_visible, bench.world.scale
-        )
+        return GridWorldEnvs(*batch, bench.world.scale)
     if backend == "envpool":
-        return EnvPoolEnvs(families, goals, slots, envs_per_family, horizon, goal_visible)
-    return MetaWorldEnvs(
-        bench, families, goals, slots, envs_per_family, horizon, goal_visible, backend == "metaworld_async"
-    )
+        return EnvPoolEnvs(*batch)
+    return MetaWorldEnvs(*batch, bench=bench, asynchronous=backend == "metaworld_async")

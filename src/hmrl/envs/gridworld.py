@@ -9,11 +9,12 @@ does the same wherever it has been before, can only guess.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from hmrl.envs.benchmarks import Goals
+from hmrl.envs.benchmarks import EnvBatch
 from hmrl.envs.layouts import CELLS, layout
 from hmrl.types import EnvStep, FloatArray
 
@@ -112,51 +113,30 @@ class Points:
         return number
 
 
-class GridWorldEnvs:
+@dataclass(eq=False)
+class GridWorldEnvs(EnvBatch):
     """The grid world as :class:`~hmrl.types.TaskEnvs`, all environments in one array.
 
+    A goal's seed draws the start, too.
+
     Args:
-        families: of each environment.
-        goals: which goals; a seed draws the start, too.
-        slots: for fixed goals, the slot of each environment in episode 0; it advances by ``stride``.
-        stride: environments of a family over all ranks.
-        horizon: simulator steps of an episode.
-        goal_visible: show the goal in the observation; scripted experts need it, agents never get it.
         scale: how many times as wide the layouts are.
     """
 
-    def __init__(
-        self,
-        families: Sequence[str],
-        goals: Goals,
-        slots: Sequence[int],
-        stride: int,
-        horizon: int,
-        goal_visible: bool = False,
-        scale: int = 1,
-    ) -> None:
-        self.families, self.horizon = tuple(families), horizon
-        self._goals, self._slots, self._stride = goals, slots, stride
-        self._goal_visible = goal_visible
-        self._points = Points(families, scale)
+    scale: int = 1
+
+    def __post_init__(self) -> None:
+        self._points = Points(self.families, self.scale)
 
     def reset(self, episode: int) -> FloatArray:
         """Start episode number ``episode`` everywhere; returns observations ``[B, 10]``."""
-        goals = self._goals
-        self._points.place(
-            [
-                goals.seed_for(family, slot, episode // goals.repeats)
-                if goals.per_family is None
-                else goals.seed_for(family, goals.number(slot, episode, self._stride))
-                for family, slot in zip(self.families, self._slots, strict=True)
-            ]
-        )
-        return self._points.observe(self._goal_visible)
+        self._points.place(self.seeds(episode))
+        return self._points.observe(self.goal_visible)
 
     def step(self, action: FloatArray) -> EnvStep:
         """One simulator step with actions ``[B, 2]``."""
         reward, success = self._points.move(action)
-        return EnvStep(self._points.observe(self._goal_visible), reward, success)
+        return EnvStep(self._points.observe(self.goal_visible), reward, success)
 
     def close(self) -> None:
         """There is no simulator to free."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -10,18 +11,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from hmrl.envs.benchmarks import (
-    ACTION_DIM,
-    GOALS_PER_FAMILY,
-    OBSERVATION_DIM,
-    Benchmark,
-    Goals,
-    metaworld_name,
-    short_name,
-)
-from hmrl.envs.failures import process_of_a_simulator, simulator_of
-from hmrl.envs.workers import workers
-from hmrl.system.errors import UserError
+from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Benchmark, EnvBatch, metaworld_name, short_name
+from hmrl.envs.workers import process_of_a_simulator, simulator_of, workers
 from hmrl.types import EnvStep, FloatArray
 
 
@@ -67,8 +58,7 @@ class GoalEnv(gym.Env[FloatArray, FloatArray]):
         Args:
             seed: draws a fresh goal, or, with ``options={"slot": True}``, chooses one of the tasks.
         """
-        if seed is None:
-            raise ValueError("reset() of a GoalEnv needs a seed: the goal is a function of it")
+        assert seed is not None, "the goal is a function of the seed"
         by_slot = bool(options and options.get("slot"))
         simulator = self.simulator
         # As the tasks have it: where set_task() changes it, it deletes a space that need not be cached.
@@ -97,48 +87,33 @@ class GoalEnv(gym.Env[FloatArray, FloatArray]):
         self.simulator.close()
 
 
-class MetaWorldEnvs:
+@dataclass(eq=False)
+class MetaWorldEnvs(EnvBatch):
     """The same as :class:`~hmrl.envs.envpool.EnvPoolEnvs`, on the reference simulator.
 
     Fixed goals are the benchmark's own 50 (the first ``goals.per_family`` of them).
 
     Args:
         bench: whose goals.
-        families, goals, slots, stride, horizon, goal_visible: as for EnvPool.
         asynchronous: a process an environment (many cores), or all in this one.
-
-    Raises:
-        UserError: if more fixed goals are asked for than the benchmark has.
     """
 
-    def __init__(
-        self,
-        bench: Benchmark,
-        families: Sequence[str],
-        goals: Goals,
-        slots: Sequence[int],
-        stride: int,
-        horizon: int,
-        goal_visible: bool = False,
-        asynchronous: bool = False,
-    ) -> None:
-        if goals.per_family is not None and goals.per_family > GOALS_PER_FAMILY:
-            raise UserError(
-                f"Meta-World has {GOALS_PER_FAMILY} goals a family, {goals.per_family} were asked for: "
-                "lower the number of goals or use the envpool backend"
-            )
-        self.families, self.horizon = tuple(families), horizon
-        self._goals, self._slots, self._stride = goals, slots, stride
-        tasks: dict[str, list[Any]] = {family: [] for family in families}
-        official = _benchmark_tasks(bench, goals.seed)
-        for task in official.train_tasks if goals.split == "train" else official.test_tasks:
+    _: KW_ONLY
+    bench: Benchmark
+    asynchronous: bool = False
+
+    def __post_init__(self) -> None:
+        tasks: dict[str, list[Any]] = {family: [] for family in self.families}
+        official = _benchmark_tasks(self.bench, self.goals.seed)
+        for task in official.train_tasks if self.goals.split == "train" else official.test_tasks:
             if (family := short_name(task.env_name)) in tasks:
                 tasks[family].append(task)
         make: list[Callable[[], GoalEnv]] = [
-            partial(GoalEnv, family, tasks[family], horizon, goal_visible) for family in families
+            partial(GoalEnv, family, tasks[family], self.horizon, self.goal_visible)
+            for family in self.families
         ]
         self._envs: AsyncVectorEnv | SyncVectorEnv
-        if asynchronous:
+        if self.asynchronous:
             with process_of_a_simulator(), workers():
                 self._envs = AsyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
         else:
@@ -151,15 +126,10 @@ class MetaWorldEnvs:
 
     def reset(self, episode: int) -> FloatArray:
         """Start episode number ``episode`` everywhere; returns observations ``[B, 39]``."""
-        fixed = self._goals.per_family
-        if fixed is not None:
-            seeds: list[int | None] = [self._goals.number(s, episode, self._stride) for s in self._slots]
-        else:
-            named = zip(self.families, self._slots, strict=True)
-            fresh = episode // self._goals.repeats
-            seeds = [self._goals.seed_for(family, slot, fresh) for family, slot in named]
+        fixed = self.goals.per_family is not None
+        numbers = [number for (number,) in self.keys(episode)] if fixed else self.seeds(episode)
         with process_of_a_simulator():
-            observation, _ = self._envs.reset(seed=seeds, options={"slot": fixed is not None})
+            observation, _ = self._envs.reset(seed=list(numbers), options={"slot": fixed})
         return np.asarray(observation)
 
     def step(self, action: FloatArray) -> EnvStep:

@@ -1,4 +1,4 @@
-"""Processes of simulators: where they start, and that they end."""
+"""Simulators: whose fault an error was, where their processes start, and that these end."""
 
 from __future__ import annotations
 
@@ -12,9 +12,37 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType
 from weakref import WeakSet
 
+from hmrl.system.errors import UserError
 from hmrl.system.terminal import out_of_reach
 
 _started: WeakSet[BaseProcess] = WeakSet()
+
+
+@contextmanager
+def simulator_of(family: str) -> Iterator[None]:
+    """Name the family of a simulator that raises inside the block."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the simulator of family {family!r} failed ({type(error).__name__}: {error}); what was trained "
+            "up to the last checkpoint is safe: continue from it"
+        ) from error
+
+
+@contextmanager
+def process_of_a_simulator() -> Iterator[None]:
+    """Say so where a process that simulates has ended by itself."""
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise UserError(
+            f"a simulator's process has ended ({type(error).__name__}): it was killed, maybe for want of "
+            "memory; what was trained up to the last checkpoint is safe: continue from it, with fewer "
+            "environments if it happens again"
+        ) from error
 
 
 @contextmanager

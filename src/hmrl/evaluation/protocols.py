@@ -10,6 +10,7 @@ from hmrl.envs import Backend, Benchmark
 from hmrl.envs.benchmarks import GOALS_PER_FAMILY, Goals, same_goals
 from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.evaluation.baselines import AgentName
+from hmrl.himeta.config import as_config
 from hmrl.himeta.rules import Checked, Count, Rule
 from hmrl.system.errors import UserError
 from hmrl.types import Acting, Split
@@ -45,7 +46,7 @@ class EvaluationConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.perturbation = Perturbation.of(self.perturbation)
+        self.perturbation = as_config(Perturbation, self.perturbation)
 
     def perturbation_within(self, training: Perturbation) -> Perturbation:
         """What is between simulator and agent; only trained agents are told what is missing."""

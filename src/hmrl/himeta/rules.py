@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from math import inf
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -42,30 +42,40 @@ Bounds = Annotated[
 ]
 
 
-@dataclass  # as those that inherit from it: jsonargparse takes others for classes to choose from
-class Checked:
-    """Settings that refuse, when they are built, what their types do not allow.
+def check(settings: Any, key: str) -> None:
+    """Refuse what the types of a dataclass do not allow, and those of the dataclasses within it.
+
+    Args:
+        key: where the settings are in a configuration, as "data.perturbation".
 
     Raises:
         UserError: naming the key of the first value that is wrong.
     """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        if is_dataclass(value):
+            check(value, f"{key}.{name}")
+        if get_origin(hint) is Annotated:
+            rule = hint.__metadata__[0]
+        elif get_origin(hint) is Literal:
+            rule = Rule(f"one of {', '.join(get_args(hint))}", get_args(hint).__contains__)
+        else:
+            continue
+        try:
+            good = rule.holds(value)
+        except TypeError:  # no number, or no list
+            good = False
+        if not good:
+            raise UserError(f"{key}.{name} is {value!r}, but it must be {rule.right}")
+
+
+@dataclass  # as those that inherit from it: jsonargparse takes others for classes to choose from
+class Checked:
+    """Settings that are checked when they are built."""
 
     # Where the settings are in a configuration. It has no type: jsonargparse would look for ClassVar in the
     # module of the dataclass, and give up on all of its types.
     KEY = ""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            if get_origin(hint) is Annotated:
-                rule = hint.__metadata__[0]
-            elif get_origin(hint) is Literal:
-                rule = Rule(f"one of {', '.join(get_args(hint))}", get_args(hint).__contains__)
-            else:
-                continue
-            value = getattr(self, name)
-            try:
-                good = rule.holds(value)
-            except TypeError:  # no number, or no list
-                good = False
-            if not good:
-                raise UserError(f"{self.KEY}.{name} is {value!r}, but it must be {rule.right}")
+        check(self, self.KEY)

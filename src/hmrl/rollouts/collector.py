@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.rollouts.replay import TrajectoryReplay
@@ -12,6 +13,7 @@ from hmrl.system.memory import give_back_memory
 from hmrl.types import Acting, Agent, TaskEnvs
 
 
+@dataclass(eq=False)
 class Collector:
     """Owns the environments of training.
 
@@ -23,18 +25,15 @@ class Collector:
         episodes: of a trial.
     """
 
-    def __init__(
-        self,
-        build: Callable[[Sequence[str]], TaskEnvs],
-        replay: TrajectoryReplay,
-        families: Sequence[str],
-        *,
-        seed: int,
-        stream: int,
-        episodes: int,
-    ) -> None:
-        self._build, self._replay, self._families = build, replay, families
-        self._seed, self._stream, self._episodes = seed, stream, episodes
+    build: Callable[[Sequence[str]], TaskEnvs]
+    replay: TrajectoryReplay
+    families: Sequence[str]
+    _: KW_ONLY
+    seed: int
+    stream: int
+    episodes: int
+
+    def __post_init__(self) -> None:
         self._envs: TaskEnvs | None = None
         self._built_for: tuple[str, ...] = ()
 
@@ -51,20 +50,20 @@ class Collector:
         with together():
             if self._envs is None or self._built_for != tuple(families):
                 self.close()
-                self._envs, self._built_for = self._build(families), tuple(families)
-            with seeded(self._seed, self._stream, rank, trial):
+                self._envs, self._built_for = self.build(families), tuple(families)
+            with seeded(self.seed, self.stream, rank, trial):
                 rollout = collect(
                     self._envs,
                     agent,
                     episode=trial,
                     acting=acting,
-                    families=self._families,
+                    families=self.families,
                     split="train",
                     mode="training",
-                    episodes=self._episodes,
+                    episodes=self.episodes,
                 )
-            self._replay.append(rollout)
-        return Batch(rollout, self._replay)
+            self.replay.append(rollout)
+        return Batch(rollout, self.replay)
 
     def close(self) -> None:
         """Free the simulators."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,27 +46,20 @@ class TrajectoryReplay:
         Raises:
             UserError: if its trials have another length or width than the ones there are, or do not fit.
         """
-        trials = {
-            name: getattr(rollout, name).movedim(0 if name == "family" else 1, 0)
-            for name in TRAJECTORY_TENSORS
-        }
-        if self._store and rollout.episodes != self.episodes:
-            raise UserError(
-                f"the replay holds trials of {self.episodes} episode(s), now they have {rollout.episodes}: "
-                "data.episodes_per_trial must stay as it was when the checkpoint was written"
-            )
-        check_capacity(self.capacity, count := len(trials["family"]))
-        self.episodes = rollout.episodes
+        trials = {name: _swapped(name, getattr(rollout, name)) for name in TRAJECTORY_TENSORS}
+        check_capacity(self.capacity, count := len(rollout.family))
         if not self._store:
-            # Filled, not zeroed lazily: memory that is missing must be missed now, not hours later.
-            self._store = {k: v.new_full((self.capacity, *v.shape[1:]), 0) for k, v in trials.items()}
+            self.episodes, self._store = rollout.episodes, self._reserved(trials)
             self._rollout = torch.full((self.capacity,), -1)
-        for name, values in trials.items():
-            if (stored := self._store[name].shape[1:]) != values.shape[1:]:
+        for name, held, given in (
+            ("episodes", [self.episodes], [rollout.episodes]),
+            *((name, [*self._store[name].shape[1:]], [*v.shape[1:]]) for name, v in trials.items()),
+        ):
+            if held != given:
                 raise UserError(
-                    f"the replay holds episodes whose {name} has shape {list(stored)}, now it is "
-                    f"{list(values.shape[1:])}: data.horizon and model.decision_interval must stay as they "
-                    "were when the checkpoint was written"
+                    f"the replay holds trials of {name} {held}, now they have {given}: data.horizon, "
+                    "data.episodes_per_trial and model.decision_interval must stay as they were when the "
+                    "checkpoint was written"
                 )
         newest = int(self._rollout.max())
         _forget(self._rollout, self.capacity - count)
@@ -75,11 +68,15 @@ class TrajectoryReplay:
         for name, values in trials.items():
             self._store[name][slots] = values.to(self._store[name].device)
 
+    def _reserved(self, trials: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Filled, not zeroed lazily: memory that is missing must be missed now, not hours later."""
+        return {name: v.new_full((self.capacity, *v.shape[1:]), 0) for name, v in trials.items()}
+
     def sample(self, count: int) -> Trajectories:
         """``count`` different trials (all there are, if fewer), by torch's global generator."""
         filled = self._filled()
         chosen = filled[torch.randperm(len(filled))[:count]]
-        batch = {k: v[chosen].movedim(0, 0 if k == "family" else 1) for k, v in self._store.items()}
+        batch = {name: _swapped(name, v[chosen]) for name, v in self._store.items()}
         return Trajectories(**batch, episodes=self.episodes)
 
     def state_dict(self) -> dict[str, Tensor | int]:
@@ -102,10 +99,9 @@ class TrajectoryReplay:
             rollout = rollout[rollout >= 0]
             rollout = torch.cat([rollout, rollout.new_full((self.capacity - len(rollout),), -1)])
         self._rollout = rollout
-        for name in TRAJECTORY_TENSORS:
-            values = state[name]
-            self._store[name] = values.new_full((self.capacity, *values.shape[1:]), 0)
-            self._store[name][self._filled()] = values[kept]
+        self._store = self._reserved({name: state[name] for name in TRAJECTORY_TENSORS})
+        for name, values in self._store.items():
+            values[self._filled()] = state[name][kept]
 
 
 def check_capacity(capacity: int, trials: int) -> None:
@@ -119,6 +115,11 @@ def check_capacity(capacity: int, trials: int) -> None:
             f"data.replay_trajectories is {capacity}, but a rollout has {trials} trials, one an environment, "
             f"and the replay keeps whole rollouts, or it would lack families: use {trials} or more"
         )
+
+
+def _swapped(name: str, values: Tensor) -> Tensor:
+    """Trials before time steps, or the other way round."""
+    return values if name == "family" else values.transpose(0, 1)
 
 
 def _forget(rollout: Tensor, size: int) -> None:

@@ -20,6 +20,7 @@ class Batch:
     replay: TrajectoryReplay
 
 
+@dataclass(eq=False)
 class RolloutStream(Generic[T]):
     """A sized iterable of rollouts, each collected when it is asked for.
 
@@ -27,18 +28,15 @@ class RolloutStream(Generic[T]):
     with weights one update old.
     """
 
-    def __init__(
-        self, length: int, draw: Callable[[int], T], close: Callable[[], None] | None = None
-    ) -> None:
-        self._length, self._draw, self._close = length, draw, close
+    length: int
+    draw: Callable[[int], T]
+    close: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def __iter__(self) -> Iterator[T]:
         try:
-            for i in range(self._length):
-                yield self._draw(i)
+            yield from map(self.draw, range(self.length))
         finally:
-            if self._close:
-                self._close()
+            self.close()

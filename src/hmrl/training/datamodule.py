@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hmrl.envs import Backend, Benchmark, benchmark, make_envs
 from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals
-from hmrl.envs.wrappers.perturb import Perturbation, sensors_of
-from hmrl.envs.wrappers.shown import as_seen
+from hmrl.envs.wrappers.perturb import Perturbation, PerturbedEnvs, sensors_of
+from hmrl.envs.wrappers.shown import ShownFamilies
 from hmrl.evaluation.evaluator import Evaluated, Evaluator
 from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig, default_modes
 from hmrl.himeta.config import as_config
@@ -265,8 +265,9 @@ class MetaWorldDataModule(pl.LightningDataModule):
         rank, world_size = rank_and_world_size()
         key = (self.seed, stream, int(goals.split == "test"))
         first_slot = rank * (envs_per_family // world_size)
-        families = self.families if family_visible else None
-        return as_seen(envs, perturbation, self.sensors, key, first_slot, envs_per_family, age, families)
+        if perturbation != Perturbation():
+            envs = PerturbedEnvs(envs, perturbation, self.sensors, key, first_slot, envs_per_family, age)
+        return ShownFamilies(envs, self.families) if family_visible else envs
 
     def _training_envs(self, families: Sequence[str]) -> TaskEnvs:
         """Of ``families``, as many as of all of them."""

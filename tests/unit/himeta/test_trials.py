@@ -163,5 +163,5 @@ def test_the_replay_keeps_trials_whole() -> None:
     other.load_state_dict(replay.state_dict())
     assert other.sample(2).episodes == 2
     assert deal([replay.state_dict()], 0, 2)["episodes"] == 2
-    with pytest.raises(UserError, match=r"trials of 2 episode\(s\), now they have 1.*episodes_per_trial"):
+    with pytest.raises(UserError, match=r"trials of episodes \[2\], now they have \[1\].*episodes_per_trial"):
         replay.append(random_rollout(4, 2 * T))

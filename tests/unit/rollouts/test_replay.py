@@ -31,12 +31,22 @@ def numbered(first: int, count: int) -> Rollout:
     )
 
 
-def filled(capacity: int, *counts: int) -> TrajectoryReplay:
-    replay, first = TrajectoryReplay(capacity), 0
+def filled(capacity: int, *counts: int, first: int = 0) -> TrajectoryReplay:
+    replay = TrajectoryReplay(capacity)
     for count in counts:
         replay.append(numbered(first, count))
         first += count
     return replay
+
+
+def assert_whole(sample: Trajectories) -> None:
+    """Every field belongs to the same episode, by its number."""
+    number = sample.family.float()
+    time = 100.0 * torch.arange(T + 1).unsqueeze(1)
+    assert torch.equal(sample.observation, (number + time).unsqueeze(-1).expand(-1, -1, S))
+    assert torch.equal(sample.action, number.expand(T, -1).unsqueeze(-1).expand(-1, -1, A))
+    assert torch.equal(sample.macro_action, -sample.action)
+    assert torch.equal(sample.reward, number + time[:T])
 
 
 def contents(replay: TrajectoryReplay) -> list[int]:
@@ -110,13 +120,7 @@ def test_a_cleared_replay_takes_rollouts_of_any_size() -> None:
 
 
 def test_every_field_of_a_sampled_episode_belongs_together() -> None:
-    sample = filled(5, 4, 4).sample(5)
-    number = sample.family.float()
-    time = 100.0 * torch.arange(T + 1).unsqueeze(1)
-    assert torch.equal(sample.observation, (number + time).unsqueeze(-1).expand(-1, -1, S))
-    assert torch.equal(sample.action, number.expand(T, -1).unsqueeze(-1).expand(-1, -1, A))
-    assert torch.equal(sample.macro_action, -sample.action)
-    assert torch.equal(sample.reward, number + time[:T])
+    assert_whole(filled(5, 4, 4).sample(5))
 
 
 @pytest.mark.parametrize("count", [1, 3, 6])
@@ -216,15 +220,6 @@ def shares(world_size: int, *replays: TrajectoryReplay) -> list[dict[str, Any]]:
     return [deal(states, rank, world_size) for rank in range(world_size)]
 
 
-def of_rank(rank: int, capacity: int, *counts: int) -> TrajectoryReplay:
-    """Episodes are numbered from 100 times the rank on."""
-    replay, first = TrajectoryReplay(capacity), 100 * rank
-    for count in counts:
-        replay.append(numbered(first, count))
-        first += count
-    return replay
-
-
 def rolled(rank: int, capacity: int, *counts: int, families: int = 2) -> TrajectoryReplay:
     """Rollouts sorted by family; rewards carry rank and number of the rollout."""
     replay = TrajectoryReplay(capacity)
@@ -285,14 +280,8 @@ def test_nothing_is_dealt_as_nothing() -> None:
 
 
 def test_a_dealt_trial_is_whole() -> None:
-    (share,) = shares(1, of_rank(0, 5, 5), of_rank(1, 9, 3))
+    (share,) = shares(1, filled(5, 5), filled(9, 3, first=100))
     replay = TrajectoryReplay(20)
     replay.load_state_dict(share)
-    sample = replay.sample(20)
-    number = sample.family.float()
-    assert len(number) == 8
-    time = 100.0 * torch.arange(T + 1).unsqueeze(1)
-    assert torch.equal(sample.observation, (number + time).unsqueeze(-1).expand(-1, -1, S))
-    assert torch.equal(sample.action, number.expand(T, -1).unsqueeze(-1).expand(-1, -1, A))
-    assert torch.equal(sample.macro_action, -sample.action)
-    assert torch.equal(sample.reward, number + time[:T])
+    assert replay.size == 8
+    assert_whole(replay.sample(20))

@@ -12,8 +12,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins import MixedPrecision
 
-from hmrl.envs.wrappers.nonstationary import Change
-from hmrl.envs.wrappers.perturb import Perturbation
+from hmrl.envs.wrappers.perturb import Change, Perturbation
 from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.system.errors import UserError
 from hmrl.training.datamodule import MetaWorldDataModule

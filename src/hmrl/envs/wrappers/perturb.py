@@ -5,21 +5,27 @@ Perturbations are between simulator and agent. Success is the simulator's and ne
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from hmrl.envs.wrappers.nonstationary import Change
+from hmrl.himeta.config import as_config
+from hmrl.himeta.rules import From0To1, NotNegative, Rule, check
 from hmrl.system.errors import UserError
 from hmrl.types import EnvStep, FloatArray, TaskEnvs
 
+Kind = Literal["linear", "random_walk", "jump"]
 Part = Literal["observation", "sensor"]
 Shown = Literal["zeros", "last"]
+Size = Annotated[float, Rule("finite and not 0; null stands for no change", lambda x: 0 < abs(x) < inf)]
+Episodes = Annotated[
+    int | None,
+    Rule("1 or more episodes of training, or null for a change within each", lambda x: x is None or x >= 1),
+]
 
 # Which sensor each number comes from, by the length of an observation. Meta-World: 18 now, the same ones one
 # simulator step ago, the goal. Grid world: 2 now, the same ones one step ago, 4 ways, the goal.
@@ -35,6 +41,43 @@ _CHANGES = ("action_gain", "observation_bias", "reward_scale")
 
 
 @dataclass
+class Change:
+    """How a number leaves its value, over an episode or over training.
+
+    Args:
+        kind: ``linear``: steadily, to ``size`` at the end. ``random_walk``: by independent Gaussian steps,
+            whose sum has the standard deviation ``size`` at the end. ``jump``: all at once, at a random
+            moment.
+        size: how far, in units of what changes; never 0.
+        over_episodes: None: within each episode, with a draw of its own for every environment and episode. A
+            number: over so many episodes of training, constant within each of them, on one course for all
+            environments; afterwards nothing changes any more.
+    """
+
+    kind: Kind = "linear"
+    size: Size = 0.0
+    over_episodes: Episodes = None
+
+    def course(self, length: int, width: int, rng: np.random.Generator) -> FloatArray:
+        """How far ``width`` numbers are from their values at the moments 0 to ``length``.
+
+        All start at 0. A single number goes where ``size`` points; several go up or down, each by a draw of
+        its own, and jump together.
+
+        Returns:
+            ``[length + 1, width]``
+        """
+        sign = rng.choice((-1.0, 1.0), width) if width > 1 else np.ones(1)
+        moment = np.arange(length + 1)[:, None]
+        if self.kind == "linear":
+            return self.size * sign * moment / length
+        if self.kind == "jump":
+            return self.size * sign * (moment >= rng.integers(1, max(length, 2)))
+        steps = rng.standard_normal((length, width)) * self.size / np.sqrt(length)
+        return np.concatenate([np.zeros((1, width)), np.cumsum(steps, axis=0)])
+
+
+@dataclass
 class Missing:
     """Observations that do not arrive.
 
@@ -47,7 +90,7 @@ class Missing:
         told: append to the observation what is missing, 1, and what is not, 0: one number, or one a sensor.
     """
 
-    probability: float = 0.0
+    probability: From0To1 = 0.0
     part: Part = "observation"
     shown: Shown = "zeros"
     told: bool = False
@@ -86,75 +129,48 @@ class Perturbation:
             these, and returns everywhere are sums of these.
     """
 
-    noise_std: float = 0.0
+    noise_std: NotNegative = 0.0
     missing: Missing = field(default_factory=Missing)
     action_gain: Change | None = None
     observation_bias: Change | None = None
     reward_scale: Change | None = None
 
     def __post_init__(self) -> None:
-        plain: Any = self  # a checkpoint holds mappings
-        if isinstance(plain.missing, Mapping):
-            self.missing = Missing(**plain.missing)
+        self.missing = as_config(Missing, self.missing)  # a checkpoint holds mappings
         for name in _CHANGES:
-            if isinstance(value := getattr(self, name), Mapping):
-                setattr(self, name, Change(**value))
+            setattr(self, name, as_config(Change, getattr(self, name)))
 
-    @classmethod
-    def of(cls, value: Any) -> Perturbation | None:
-        """``value`` itself, or built from the plain mapping that a checkpoint holds."""
-        return cls(**value) if isinstance(value, Mapping) else value
+    def _changes(self) -> dict[str, Change]:
+        return {name: change for name in _CHANGES if (change := getattr(self, name))}
 
     def over_training(self) -> bool:
         """Whether something changes over training, so that the world has an age."""
-        changes = (getattr(self, name) for name in _CHANGES)
-        return any(change is not None and change.over_episodes is not None for change in changes)
+        return any(change.over_episodes is not None for change in self._changes().values())
 
     def is_random(self) -> bool:
         """Whether it makes two episodes on one goal differ."""
         drawn = self.noise_std > 0 or 0 < self.missing.probability < 1
-        for name in _CHANGES:
-            change: Change | None = getattr(self, name)
-            if change is not None and change.over_episodes is None:  # else all episodes have one course
-                drawn |= change.kind != "linear" or name == "observation_bias"  # which goes up or down
-        return drawn
+        return drawn or any(
+            change.kind != "linear" or name == "observation_bias"  # which goes up or down
+            for name, change in self._changes().items()
+            if change.over_episodes is None  # else all episodes have one course
+        )
 
     def untold(self) -> Perturbation:
         """The same, but that nobody is told what is missing."""
         return replace(self, missing=replace(self.missing, told=False))
 
     def check(self, key: str) -> None:
-        """Refuse what could not be done.
-
-        Args:
-            key: where these settings stand, as "data.perturbation".
-
-        Raises:
-            UserError: naming the setting.
-        """
-        if not 0 <= self.noise_std < inf:
-            raise UserError(f"{key}.noise_std is {self.noise_std}, but it must be 0 or more and finite")
-        missing = self.missing
-        if not 0 <= missing.probability <= 1:
-            raise UserError(f"{key}.missing.probability is {missing.probability}, but it must be in [0, 1]")
-        for name, allowed in (("part", Part), ("shown", Shown)):
-            if (value := getattr(missing, name)) not in get_args(allowed):
-                raise UserError(f"{key}.missing.{name} is {value!r}: use {' or '.join(get_args(allowed))}")
-        for name in _CHANGES:
-            change: Change | None = getattr(self, name)
-            if change:
-                change.check(f"{key}.{name}")
+        """Refuse, with a UserError that names the setting under ``key``, what could not be done."""
+        check(self, key)
 
     def check_evaluation(self, key: str, own: Perturbation | None, protocol: str) -> None:
-        """Refuse an evaluation that does not fit training, whose perturbation this is.
+        """Refuse, with a UserError, an evaluation that does not fit training, whose perturbation this is.
 
         Args:
             key: where the evaluation's settings stand, as "data.test".
             own: its perturbation; None for training's.
             protocol: its protocol.
-
-        Raises:
-            UserError: naming the setting.
         """
         if own is not None:
             own.check(f"{key}.perturbation")
@@ -164,18 +180,13 @@ class Perturbation:
                 f"{key}.protocol is meta_world, whose environments are Meta-World's own and cannot be "
                 f"perturbed: use {key}.perturbation {{}} for none, or {key}.protocol first_episode"
             )
-        here, there = effective.missing, self.missing
-        if here.told != there.told:
-            raise UserError(
-                f"{key}.perturbation.missing.told is {_yaml(here.told)}, but in training it is "
-                f"{_yaml(there.told)}, and an agent's observations must be equally wide in both: use "
-                f"{_yaml(there.told)}, if need be with probability 0"
-            )
-        if here.told and here.part != there.part:
-            raise UserError(
-                f"{key}.perturbation.missing.part is {here.part}, but in training it is {there.part}, and an "
-                f"agent that is told what is missing must be told it likewise in both: use {there.part}"
-            )
+        for name in ("told", "part") if effective.missing.told or self.missing.told else ():
+            here, there = (str(getattr(m, name)).lower() for m in (effective.missing, self.missing))
+            if here != there:
+                raise UserError(
+                    f"{key}.perturbation.missing.{name} is {here}, but in training it is {there}, and agents "
+                    f"must be told alike what is missing: use {there}, if need be with probability 0"
+                )
 
 
 def sensors_of(observation_dim: int) -> tuple[int, ...]:
@@ -183,10 +194,7 @@ def sensors_of(observation_dim: int) -> tuple[int, ...]:
     return _SENSORS.get(observation_dim, tuple(range(observation_dim)))
 
 
-def _yaml(value: bool) -> str:
-    return str(value).lower()
-
-
+@dataclass(eq=False)
 class PerturbedEnvs:
     """Environments behind a perturbation.
 
@@ -204,61 +212,55 @@ class PerturbedEnvs:
             training itself, where it is the episode's number.
     """
 
-    def __init__(
-        self,
-        envs: TaskEnvs,
-        perturbation: Perturbation,
-        sensors: Sequence[int],
-        key: tuple[int, ...],
-        first_slot: int,
-        stride: int,
-        age: int | None = None,
-    ) -> None:
-        self.families, self.horizon = envs.families, envs.horizon
-        self._envs, self._perturbation, self._sensors = envs, perturbation, list(sensors)
-        (self._seed, *self._key), self._stride, self._age = key, stride, age
-        seen: Counter[str] = Counter()
-        self._slots: list[int] = []
-        for family in self.families:
-            self._slots.append(first_slot + seen[family])
-            seen[family] += 1
+    envs: TaskEnvs
+    perturbation: Perturbation
+    sensors: Sequence[int]
+    key: tuple[int, ...]
+    first_slot: int
+    stride: int
+    age: int | None = None
+
+    def __post_init__(self) -> None:
+        self.families, self.horizon = self.envs.families, self.envs.horizon
+        before = (self.families[:i].count(family) for i, family in enumerate(self.families))
+        self._slots = [self.first_slot + count for count in before]
 
     def reset(self, episode: int) -> FloatArray:
         """Start episode number ``episode`` everywhere; returns observations ``[B, S + mask]``."""
-        perturbation = self._perturbation
+        perturbation = self.perturbation
         self._elapsed = 0
         self._noise = self._generators(_NOISE, episode)
         self._missing = self._generators(_MISSING, episode)
         self._gain = 1 + self._course(perturbation.action_gain, _ACTION_GAIN, episode)
         self._bias = self._course(
-            perturbation.observation_bias, _OBSERVATION_BIAS, episode, max(self._sensors) + 1
+            perturbation.observation_bias, _OBSERVATION_BIAS, episode, max(self.sensors) + 1
         )
         self._scale = 1 + self._course(perturbation.reward_scale, _REWARD_SCALE, episode)
-        self._last = np.zeros((len(self.families), len(self._sensors)))
-        return self._seen(self._envs.reset(episode))
+        self._last = np.zeros((len(self.families), len(self.sensors)))
+        return self._seen(self.envs.reset(episode))
 
     def step(self, action: FloatArray) -> EnvStep:
         """One simulator step with actions ``[B, A]`` in [-1, 1]."""
         gain, scale = self._gain[self._elapsed], self._scale[self._elapsed][:, 0]
-        taken = self._envs.step(np.clip(action * gain, -1, 1).astype(action.dtype))
+        taken = self.envs.step(np.clip(action * gain, -1, 1).astype(action.dtype))
         self._elapsed += 1
         reward = (taken.reward * scale).astype(taken.reward.dtype)
         return EnvStep(self._seen(taken.observation), reward, taken.success)
 
     def close(self) -> None:
         """Free the simulators."""
-        self._envs.close()
+        self.envs.close()
 
     def _seen(self, observation: FloatArray) -> FloatArray:
         """What the agent sees of ``observation`` ``[B, S]``; a new array of the same type."""
-        std, missing = self._perturbation.noise_std, self._perturbation.missing
-        error = self._bias[self._elapsed][:, self._sensors]
+        std, missing = self.perturbation.noise_std, self.perturbation.missing
+        error = self._bias[self._elapsed][:, list(self.sensors)]
         if std:
-            width = len(self._sensors)
+            width = len(self.sensors)
             error = error + std * np.stack([rng.standard_normal(width) for rng in self._noise])
         seen = observation + error * (observation != 0)
-        mask = missing.draw(self._missing, self._sensors)
-        lost = mask[:, self._sensors] if missing.part == "sensor" else mask
+        mask = missing.draw(self._missing, self.sensors)
+        lost = mask[:, list(self.sensors)] if missing.part == "sensor" else mask
         seen = np.where(lost, self._last, seen)
         if missing.shown == "last":
             self._last = seen
@@ -273,16 +275,16 @@ class PerturbedEnvs:
         if change.over_episodes is None:
             generators = self._generators(cause, episode)
             return np.stack([change.course(self.horizon, width, rng) for rng in generators], axis=1)
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(_WORLD, cause))
+        sequence = np.random.SeedSequence(self.key[0], spawn_key=(_WORLD, cause))
         course = change.course(change.over_episodes, width, np.random.default_rng(sequence))
-        age = episode if self._age is None else self._age
+        age = episode if self.age is None else self.age
         return np.broadcast_to(course[min(age, change.over_episodes)], shape)
 
     def _generators(self, cause: int, episode: int) -> list[np.random.Generator]:
         """One an environment, at the start of its stream of draws."""
-        named = zip(self.families, self._slots, strict=True)
+        seed, *stream = self.key
         keys = [
-            (*self._key, *family.encode(), _NOT_A_GOAL, slot + episode * self._stride, cause)
-            for family, slot in named
+            (*stream, *family.encode(), _NOT_A_GOAL, slot + episode * self.stride, cause)
+            for family, slot in zip(self.families, self._slots, strict=True)
         ]
-        return [np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=k)) for k in keys]
+        return [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)) for key in keys]

@@ -1,4 +1,4 @@
-"""Environments as agents see them; and what an upper bound is shown and agents are not, its family."""
+"""What an upper bound is shown and agents are not: the family."""
 
 from __future__ import annotations
 
@@ -6,29 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hmrl.envs.wrappers.perturb import Perturbation, PerturbedEnvs
 from hmrl.types import EnvStep, FloatArray, TaskEnvs
-
-
-def as_seen(
-    envs: TaskEnvs,
-    perturbation: Perturbation,
-    sensors: Sequence[int],
-    key: tuple[int, ...],
-    first_slot: int,
-    stride: int,
-    age: int | None,
-    families: Sequence[str] | None,
-) -> TaskEnvs:
-    """``envs`` behind ``perturbation``, if it is one, and with their family, if they are to be told.
-
-    Args:
-        sensors, key, first_slot, stride, age: of :class:`PerturbedEnvs`.
-        families: of :class:`ShownFamilies`, or None where families are hidden.
-    """
-    if perturbation != Perturbation():
-        envs = PerturbedEnvs(envs, perturbation, sensors, key, first_slot, stride, age)
-    return envs if families is None else ShownFamilies(envs, families)
 
 
 class ShownFamilies:

@@ -11,7 +11,8 @@ import pytorch_lightning as pl
 from hmrl.analysis.video import FilmedEnvs, camera_on, caption, captioned, require_film_tools, write
 from hmrl.envs.benchmarks import Goals
 from hmrl.envs.metaworld import MetaWorldEnvs
-from hmrl.envs.wrappers.shown import as_seen
+from hmrl.envs.wrappers.perturb import Perturbation, PerturbedEnvs
+from hmrl.envs.wrappers.shown import ShownFamilies
 from hmrl.evaluation.baselines import choose_agent
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.system.distributed import together
@@ -20,7 +21,7 @@ from hmrl.system.paths import local_path
 from hmrl.training.callbacks.common import data_of, say
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.module import HierarchicalMetaRL
-from hmrl.types import Rollout, Split
+from hmrl.types import Rollout, Split, TaskEnvs
 
 _STREAM = 4  # of random numbers; training, learning, validation and test have those before
 
@@ -89,13 +90,18 @@ class Video(pl.Callback):
         agent = choose_agent(data.test.agent, module.policy, [family], data.benchmark.world)
         # One goal a family is the first one, which every evaluation on this simulator has.
         goals = Goals(split, data.seed, 1, _STREAM)
-        envs = MetaWorldEnvs(data.benchmark, [family], goals, [0], 1, data.horizon, shown["goal_visible"])
+        envs = MetaWorldEnvs(
+            (family,), goals, [0], 1, data.horizon, shown["goal_visible"], bench=data.benchmark
+        )
         with closing(envs), closing(camera_on(envs.simulators[0])) as camera:
             perturbation = data.test.perturbation_within(data.perturbation)
             key = (data.seed, _STREAM, int(split == "test"))
             age = int(module.iteration) * data.episodes_per_trial
-            told = data.families if shown["family_visible"] else None
-            seen = as_seen(envs, perturbation, data.sensors, key, 0, 1, age, told)
+            seen: TaskEnvs = envs
+            if perturbation != Perturbation():
+                seen = PerturbedEnvs(envs, perturbation, data.sensors, key, 0, 1, age)
+            if shown["family_visible"]:
+                seen = ShownFamilies(seen, data.families)
             filmed = FilmedEnvs(seen, camera, self.every)
             with seeded(*key, families.index(family)):
                 rollout = collect(
