@@ -55,7 +55,7 @@ def episodes(
             "Meta-World shows: it cannot be played here"
         )
     goals = Goals("train", seed, None, 0)
-    envs = data.seen_envs("envpool", goals, each, data.perturbation, 0, goal_visible=data.goals_shown)
+    envs = data.seen_envs("envpool", goals, each, data.perturbation, 0)
     with seeded(seed):
         rollout = collect(
             envs,

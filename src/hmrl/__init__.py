@@ -9,43 +9,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hmrl.envs.benchmarks import Benchmark, World
-    from hmrl.envs.wrappers.perturb import Perturbation
-    from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig
-    from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
-    from hmrl.system.errors import UserError
-    from hmrl.training.callbacks import Forgetting, Latents, Video
-    from hmrl.training.curriculum import CurriculumConfig
-    from hmrl.training.datamodule import MetaWorldDataModule
-    from hmrl.training.loggers import WandbConfig
-    from hmrl.training.module import HierarchicalMetaRL
-    from hmrl.training.trainer import make_trainer
-    from hmrl.types import Acting, EnvStep
+    from hmrl.envs.benchmarks import Benchmark as Benchmark
+    from hmrl.envs.benchmarks import World as World
+    from hmrl.envs.wrappers.perturb import Perturbation as Perturbation
+    from hmrl.evaluation.protocols import EvaluationConfig as EvaluationConfig
+    from hmrl.evaluation.protocols import TrialConfig as TrialConfig
+    from hmrl.himeta.config import ActorCriticConfig as ActorCriticConfig
+    from hmrl.himeta.config import MacroVAEConfig as MacroVAEConfig
+    from hmrl.himeta.config import PPOConfig as PPOConfig
+    from hmrl.himeta.config import TaskEncoderConfig as TaskEncoderConfig
+    from hmrl.system.errors import UserError as UserError
+    from hmrl.training.callbacks import Forgetting as Forgetting
+    from hmrl.training.callbacks import Latents as Latents
+    from hmrl.training.callbacks import Video as Video
+    from hmrl.training.curriculum import CurriculumConfig as CurriculumConfig
+    from hmrl.training.datamodule import MetaWorldDataModule as MetaWorldDataModule
+    from hmrl.training.loggers import WandbConfig as WandbConfig
+    from hmrl.training.module import HierarchicalMetaRL as HierarchicalMetaRL
+    from hmrl.training.trainer import make_trainer as make_trainer
+    from hmrl.types import Acting as Acting
+    from hmrl.types import EnvStep as EnvStep
 
 __version__ = "0.1.0"
-__all__ = [
-    "Acting",
-    "ActorCriticConfig",
-    "Benchmark",
-    "CurriculumConfig",
-    "EnvStep",
-    "EvaluationConfig",
-    "Forgetting",
-    "HierarchicalMetaRL",
-    "Latents",
-    "MacroVAEConfig",
-    "MetaWorldDataModule",
-    "PPOConfig",
-    "Perturbation",
-    "TaskEncoderConfig",
-    "TrialConfig",
-    "UserError",
-    "Video",
-    "WandbConfig",
-    "World",
-    "__version__",
-    "make_trainer",
-]
 _HOMES = {
     "envs.benchmarks": ("Benchmark", "World"),
     "envs.wrappers.perturb": ("Perturbation",),
@@ -60,6 +45,8 @@ _HOMES = {
     "training.loggers": ("WandbConfig",),
     "types": ("Acting", "EnvStep"),
 }
+
+__all__ = ["__version__", *(name for names in _HOMES.values() for name in names)]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hmrl.cli.main import HmrlCLI, main
+from hmrl.envs.benchmarks import World
 from support.paths import CONFIGS, TINY
-from support.toy import ToyDataModule
 
 # Options of `hmrl fit`, and what the sentence must say: the key, the value, what would be right.
 OPTIONS = [
@@ -83,10 +83,15 @@ OPTIONS = [
     ("--data.curriculum.blocks []", "data.curriculum.blocks", "[]", "one or more blocks"),
     ("--data.curriculum.blocks [[reach],[lift]]", "data.curriculum.blocks", "'lift'", "some of reach, push,"),
     ("--data.curriculum.blocks [reach]", "data.curriculum.blocks", "reach", "a list"),
-    ("--data.curriculum.blocks [[reach,reach]]", "data.curriculum.blocks", "'reach' twice", "name it once"),
+    (
+        "--data.curriculum.blocks [[reach,reach]]",
+        "data.curriculum.blocks",
+        "'reach' twice",
+        "use some of reach, push,",
+    ),
     (
         "--data.curriculum.blocks [[reach,push,sweep]]",
-        *("data.curriculum.blocks", "3 families, over which the 20", "another data.envs_per_family than 2"),
+        *("data.curriculum.blocks", "3 families, over which", "another data.envs_per_family"),
     ),
     (
         "--data.curriculum.env_steps_per_block 259",
@@ -99,7 +104,7 @@ OPTIONS = [
     (
         "--trainer.devices 2 --data.validation.envs_per_family 2 "
         "--data.curriculum.blocks [[reach,push,pick-place,door-open]]",
-        *("data.curriculum.blocks", "4 families with 5 environments each", "2 processes"),
+        *("data.curriculum.blocks", "4 families, over which, in 2", "the 20 training environments"),
     ),
     ("--model.acting.permute task_belief", "model.acting.permute", "task_belief", "use none"),
     (
@@ -114,7 +119,7 @@ OPTIONS = [
         "--model.gradients joint --model.ppo.latents acted",
         *("model.ppo.latents", "acted", "use renewed"),
     ),
-    ("--data.goals_per_family 0", "data.goals_per_family", "0", "1 or more, or null"),
+    ("--data.goals_per_family 0", "data.goals_per_family", "0", "1 or more"),
     (
         "--data.goals_per_family 51 --data.backend metaworld",
         *("data.goals_per_family", "51", "50 goals a family: use no more"),
@@ -231,6 +236,10 @@ OPTIONS = [
     ("--model.macro_vae.free_bits -0.5", "model.macro_vae.free_bits", "-0.5", "0 or more"),
     # low level
     ("--model.decision_interval 0", "model.decision_interval", "0", "at least 1"),
+    (
+        "--data.episodes_per_trial 2 --model.macro_interval 2",
+        *("model.macro_interval", "2", "a macro_interval that divides them"),
+    ),
     ("--model.decision_interval 14", "model.decision_interval", "14", "at most data.horizon, which is 13"),
     (
         "--model.actor_critic.actor_hidden [0]",
@@ -250,7 +259,7 @@ OPTIONS = [
     ("--model.ppo.gamma ''", "model.ppo.gamma", "''", "a number"),
     ("--model.ppo.clip 0", "model.ppo.clip", "0.0", "positive"),
     ("--model.ppo.epochs 0", "model.ppo.epochs", "0", "at least 1"),
-    ("--model.ppo.minibatches 1000", "model.ppo.minibatches", "1000", "only 140 decisions: use at most that"),
+    ("--model.ppo.minibatches 1000", "model.ppo.minibatches", "1000", "only 140: use at most that"),
     (
         f"--config {CONFIGS / 'levels/joint.yaml'} --model.ppo.minibatches 30",
         *("model.ppo.minibatches", "30", "only 20: use at most that"),
@@ -292,9 +301,9 @@ OPTIONS = [
         "--trainer.devices 2 --data.envs_per_family 3 --data.validation.envs_per_family 2",
         *("data.envs_per_family", "3", "a multiple of 2"),
     ),
-    ("--trainer.accelerator gpu", "trainer.accelerator", "gpu", "use cpu"),
-    ("--trainer.accelerator abacus", "trainer.accelerator", "'abacus'", "one of auto, cpu, gpu, cuda"),
-    ("--trainer.accelerator mps", "trainer.accelerator", "'mps'", "one of auto, cpu, gpu, cuda"),
+    ("--trainer.accelerator gpu", "trainer.accelerator", "gpu", "CUDA"),
+    ("--trainer.accelerator abacus", "trainer.accelerator", "'abacus'", "auto, cpu, cuda"),
+    ("--trainer.accelerator mps", "trainer.accelerator", "mps", "auto, cpu or gpu"),
     ("--trainer.max_epochs many", "trainer.max_epochs", "many", "a whole number or null"),
     ("--trainer.check_val_every_n_epoch 0", "trainer.check_val_every_n_epoch", "0", "1 or more"),
     ("--trainer.check_val_every_n_epoch -1", "trainer.check_val_every_n_epoch", "-1", "1 or more"),
@@ -305,7 +314,7 @@ OPTIONS = [
         "2",
         "1: set data.envs_per_family",
     ),
-    ("--trainer.gradient_clip_val 1", "trainer.gradient_clip_val", "1", "null: each level has"),
+    ("--trainer.gradient_clip_val 1", "trainer.gradient_clip_val", "1", "each level has a max_grad_norm"),
     ("--trainer.precision 64-true", "trainer.precision", "64-true", "32-true"),
     ("--trainer.precision bf16-mixed", "trainer.precision", "bf16-mixed", "32-true"),
     ("--trainer.barebones true", "trainer.barebones", "True", "nothing would be logged"),
@@ -365,13 +374,13 @@ OVERLAYS = [
     ("model: {ppo: {gamma: null}}", "model.ppo.gamma", "null", "a number"),
     ("model: {task_encoder: {lr: null}}", "model.task_encoder.lr", "null", "a number"),
     ("data: {horizon: null}", "data.horizon", "null", "a whole number"),
-    ("run_dir: null", "run_dir", "null", "a path"),
-    ("model: {macro_interval: 2}\n\nmodel: {acting: {}}", "line 3", "model", "after line 1"),
+    ("run_dir: null", "run_dir", "None", "a path"),
+    ("model: {macro_interval: 2}\n\nmodel: {acting: {}}", "line 3", "model", "keep one"),
     ("data:\n  test:\n    goals: 4\n    goals: 5", "overlay.yaml", "line 4", "goals"),
     ("ckpt_path: last", "ckpt_path", "last", "belongs to one command"),
     ("overwrite: true", "overwrite", "True", "belongs to one command"),
-    ("seed_everything: null", "seed_everything", "null", "a whole number from 0"),
-    ("model: null", "model", "null", "a mapping"),
+    ("seed_everything: null", "seed_everything", "None", "a whole number from 0"),
+    ("model: null", "model", "None", "a mapping"),
     ("model: {ppo: [1, 2]}", "model.ppo", "[1, 2]", "a mapping"),
     ("model: {ppo: fast}", "model.ppo", "fast", "a mapping of keys to values"),
     (
@@ -437,7 +446,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 # What is jsonargparse's sentence and not ours, and how it says some of the values.
 LIBRARY = re.compile(
     "Parser key |[Uu]nrecognized arguments|not accept(ed)?|must be given via|expected one argument"
-    "|Problems parsing config|Unexpected config"
+    "|Problems parsing config|Unexpected config|trainer.accelerator .*, trainer.devices "
 )
 SAID = {
     **{
@@ -486,7 +495,7 @@ def test_a_wrong_command_is_one_sentence(
 
 def test_a_binary_file_is_refused(refused: Refusals) -> None:
     (refused.folder / "overlay.yaml").write_bytes(b"\x80\x81\x00\xff")
-    check(refused.fit("--config", "overlay.yaml"), "--config", "overlay.yaml", "YAML")
+    check(refused.fit("--config", "overlay.yaml"), "--config", "overlay.yaml", "utf-8")
 
 
 @pytest.mark.usefixtures("toy_world")
@@ -494,5 +503,5 @@ def test_a_binary_file_is_refused(refused: Refusals) -> None:
 def test_ego_indices_out_of_range_are_refused(
     indices: tuple[int, ...], refused: Refusals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ToyDataModule, "ego_indices", indices)
+    monkeypatch.setattr(World, "decoded", lambda *_: indices)
     check(refused.fit(), "ego_indices", str(list(indices)), "0 to 38")

@@ -316,6 +316,18 @@ def test_an_export_cannot_be_trained_on(
     assert not (tmp_path / "run").exists()
 
 
+def test_fixed_goals_are_kept_when_training_goes_on(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], toy_world: None
+) -> None:
+    last = str(trained.folder / "checkpoints" / "last.ckpt")
+    other = command(tmp_path / "run", "--ckpt_path", last, "--seed_everything", "7")
+    sentence = refused(capsys, *other, "--data.goals_per_family", "4")
+    assert "whose fixed goals (data.goals_per_family) are others: use --seed_everything 1" in sentence
+    assert not (tmp_path / "run").exists()
+    main(other)
+    assert "training goes on with seed 7; until here it had seed 1" in capsys.readouterr().out
+
+
 def test_another_horizon_does_not_fit_the_replay(
     trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], toy_world: None
 ) -> None:

@@ -92,8 +92,8 @@ def test_more_processes_than_the_configuration_knows_of_are_refused(tmp_path: Pa
     assert ended.code != 0
     sentences = [line for line in ended.err.splitlines() if line.startswith("hmrl: error: ")]
     assert len(sentences) >= 1
-    assert "torchrun started 2 process(es)" in sentences[0]
-    assert "trainer.devices x trainer.num_nodes is 1 x 1" in sentences[0]
+    assert "does not fit the launcher: You set `devices=1`" in sentences[0]
+    assert "world size (2)" in sentences[0]
     assert list(tmp_path.iterdir()) == []
     assert not still_running(tmp_path)
 

@@ -27,18 +27,24 @@ def trainer(**options: Any) -> pl.Trainer:
 
 
 def test_unused_parameters_and_starting_methods_can_be_read() -> None:
-    assert private.finds_unused_parameters(DDPStrategy(find_unused_parameters=True))
-    assert not private.finds_unused_parameters(DDPStrategy())
-    assert not private.finds_unused_parameters("ddp")
-    assert private.starts_commands(DDPStrategy())
-    assert not private.starts_commands(DDPStrategy(start_method="spawn"))
+    assert private.steps_one_level(DDPStrategy(find_unused_parameters=True))
+    assert not private.steps_one_level(DDPStrategy())
+    assert not private.steps_one_level(DDPStrategy(find_unused_parameters=True, start_method="spawn"))
+    assert not private.steps_one_level("ddp")
+
+
+def test_devices_are_counted_as_lightning_does() -> None:
+    assert private.devices_of("cpu", "auto", 1) == 1
+    assert private.devices_of("cpu", "3", 2) == 3
+    with pytest.raises(Exception, match="devices"):
+        private.devices_of("cpu", 0, 1)
 
 
 def test_a_launcher_is_known_and_its_processes_can_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = trainer(devices=1), trainer(devices=2, strategy="ddp_find_unused_parameters_true")
     assert not private.launches(one)
     assert private.launches(two)
-    assert private.finds_unused_parameters(two.strategy)
+    assert private.steps_one_level(two.strategy)
     assert type(private.cluster_environment(two)) is LightningEnvironment
     private.kill_launched(one)
     launcher: Any = two.strategy.launcher

@@ -16,6 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import pytorch_lightning as pl
 from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -24,7 +25,7 @@ from hmrl.cli.parser import INVOCATION, Parser
 from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
 from hmrl.system.terminal import hold_signals, is_first_process
-from hmrl.training import checkpoint
+from hmrl.training import checkpoint, run_directory
 from hmrl.training.callbacks import (
     EnvStepBudget,
     EnvStepsProgressBar,
@@ -41,27 +42,10 @@ from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.lightning_private import launches
 from hmrl.training.loggers import WandbConfig, loggers
 from hmrl.training.module import HierarchicalMetaRL
-from hmrl.training.prechecks import (
-    check_best,
-    check_data,
-    check_evaluation_is_whole,
-    check_held,
-    check_seed,
-    check_trainer,
-)
-from hmrl.training.processes import accelerator_for, settle, strategy_for
-from hmrl.training.run_directory import (
-    checkpoint_dir,
-    claim,
-    find_checkpoint,
-    may_begin,
-    newest_checkpoint,
-    was_requeued,
-)
-from hmrl.training.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, fixed_options, hide_bar
+from hmrl.training.processes import settle
+from hmrl.training.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, complete_options
 
 _FROM_DATA = ("families", "observation_dim", "action_dim", "ego_indices")
-_PARTIAL = ("fast_dev_run", "limit_val_batches")
 
 
 def configuration(config: Namespace) -> Namespace:
@@ -73,15 +57,10 @@ def configuration(config: Namespace) -> Namespace:
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the complete configuration beside the logs, when training and not when testing."""
+    """Writes the complete configuration beside the logs."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
         super().__init__(parser, configuration(config), **kwargs)
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Save on fit only: a test must not replace the configuration that trained."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
 
 
 class HmrlCLI(LightningCLI):
@@ -101,15 +80,13 @@ class HmrlCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults({f"best_checkpoint.{k}": v for k, v in BEST_DEFAULTS.items()})
-        parser.link_arguments("run_dir", "evaluation.results_dir")
         parser.link_arguments("overwrite", "evaluation.overwrite")
-        parser.link_arguments("run_dir", "forgetting.results_dir")
-        parser.link_arguments("run_dir", "latents.dir")
-        parser.link_arguments("run_dir", "video.results_dir")
-        parser.link_arguments("run_dir", "last_checkpoint.dirpath", compute_fn=checkpoint_dir)
-        parser.link_arguments("run_dir", "best_checkpoint.dirpath", compute_fn=checkpoint_dir)
-        parser.link_arguments("seed_everything", "model.seed")
-        parser.link_arguments("seed_everything", "data.seed")
+        for key in ("evaluation.results_dir", "forgetting.results_dir", "latents.dir", "video.results_dir"):
+            parser.link_arguments("run_dir", key)
+        for key in ("last_checkpoint", "best_checkpoint"):
+            parser.link_arguments("run_dir", f"{key}.dirpath", compute_fn=run_directory.checkpoint_dir)
+        for section in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{section}.seed")
         for name in _FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
@@ -128,74 +105,56 @@ class HmrlCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """For fit, the command line's model counts (and ``last`` means this run's); else the checkpoint's."""
-        config = self.config[self.config["subcommand"]]
-        path = config.get("ckpt_path")
+        command = self.config["subcommand"]
+        config = self.config[command]
+        run_dir = config["run_dir"] = str(local_path(config["run_dir"], "run_dir"))
+        path, evaluation = config["ckpt_path"], "test" if command == "test" else "validation"
         if path not in (None, "last", "best"):
-            path = config["ckpt_path"] = str(local_path(path, "ckpt_path", folder=False))
-        if self.config["subcommand"] == "fit":
-            run_dir = config["run_dir"]
-            requeued = SLURMEnvironment.detect() and was_requeued(run_dir)
-            self._overwrite = config["overwrite"] or (path == "last" and may_begin(run_dir))
+            path = str(local_path(path, "ckpt_path", folder=False))
+        if command == "fit":
+            self._overwrite = config["overwrite"] or (path == "last" and run_directory.may_begin(run_dir))
+            requeued = SLURMEnvironment.detect() and run_directory.was_requeued(run_dir)
             if path == "last" or (path is None and requeued):
-                newest = newest_checkpoint(run_dir)
-                path = config["ckpt_path"] = str(newest) if newest else None
+                path = run_directory.newest_checkpoint(run_dir)
                 if is_first_process():
-                    nothing = f"no checkpoint in {checkpoint_dir(run_dir)}: starting afresh"
+                    nothing = f"no checkpoint in {run_directory.checkpoint_dir(run_dir)}: starting afresh"
                     print(f"continuing from {path}" if path else nothing)
-            elif path == "best":
-                path = config["ckpt_path"] = str(find_checkpoint(run_dir, path))
-            self._saved = checkpoint.load(path) if path else None
-            return
-        self._saved = None
-        if path is None:
-            what = "test" if self.config["subcommand"] == "test" else "validation"
-            if config["data"][what]["agent"] != "policy":
-                return  # it has nothing to load
-            raise UserError(
-                f"hmrl {self.config['subcommand']} needs --ckpt_path: a checkpoint or a weights-only export"
-            )
+        elif path is None and config["data"][evaluation]["agent"] == "policy":
+            raise UserError(f"hmrl {command} needs --ckpt_path: a checkpoint or a weights-only export")
         if path in ("last", "best"):
-            path = config["ckpt_path"] = str(find_checkpoint(config["run_dir"], path))
-        self._saved = checkpoint.load(path)
-        hparams = self._saved["hyper_parameters"]
-        check_settings(hparams)
-        model = {k: v for k, v in hparams.items() if k not in (*_FROM_DATA, "seed")}
-        self.config = self.parser.parse_object({self.config["subcommand"]: {"model": model}}, self.config)
+            path = run_directory.find_checkpoint(run_dir, path)
+        config["ckpt_path"] = str(path) if path else None
+        self._saved = checkpoint.load(path) if path else None
+        if self._saved and command != "fit":
+            hparams = self._saved["hyper_parameters"]
+            check_settings(hparams)
+            model = {k: v for k, v in hparams.items() if k not in (*_FROM_DATA, "seed")}
+            self.config = self.parser.parse_object({command: {"model": model}}, self.config)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
-        fitting = self.subcommand == "fit"
-        # Of an evaluation, what is left out is refused with words of its own.
-        check_trainer(config if fitting else {k: v for k, v in config.items() if k not in _PARTIAL})
-        hide_bar(config, callbacks)
-        wandb, run_dir = self._get(self.config_init, "wandb"), self._get(self.config, "run_dir")
+        fitting, run_dir = self.subcommand == "fit", self._get(self.config, "run_dir")
+        config, wandb = complete_options(config, callbacks), self._get(self.config_init, "wandb")
         if config["logger"] is None:
             settings = configuration(self.config[self.subcommand]).as_dict()
             config["logger"] = loggers(run_dir, wandb, settings) if fitting else False
         elif wandb:
             raise UserError("wandb is set and trainer.logger, too: loggers of your own replace it, use one")
-        config["accelerator"] = accelerator_for(config["accelerator"])
-        config["strategy"] = strategy_for(
-            config["strategy"], config["accelerator"], config["devices"], config["num_nodes"]
-        )
-        config["plugins"] = [*(config["plugins"] or []), *fixed_options()["plugins"]]
         if fitting:
             config["default_root_dir"] = run_dir
             callbacks = [RunDirectory(run_dir, self._overwrite), GracefulStop(), *callbacks]
+        else:  # a test must not replace the configuration that trained
+            self.save_config_callback = None
         try:
             trainer = super()._instantiate_trainer(config, callbacks)
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-            ImportError,
-        ) as error:  # Lightning's words about options of its own
-            raise UserError(f"trainer: {error}") from error
+        except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
+            raise UserError(f"trainer: {error}") from error  # Lightning's words about options of its own
         settle(trainer)
         return trainer
 
     def before_fit(self) -> None:
         """Refuse what does not fit together, before anything is written or any process launched."""
         data, model, world_size = self.datamodule, self.model, self.trainer.world_size
+        run_dir, path, best = (self._get(self.config, k) for k in ("run_dir", "ckpt_path", "best_checkpoint"))
         data.check("fit", world_size)
         if data.schedule:
             data.schedule.check_budget(self._get(self.config, "budget")["env_steps"])
@@ -204,27 +163,35 @@ class HmrlCLI(LightningCLI):
                 f"model.decision_interval is {interval}: use at most data.horizon, which is {data.horizon}"
             )
         decisions = ceil(data.horizon / interval)
-        check_held(model.policy.macro_interval, decisions, data.episodes_per_trial)
+        if data.episodes_per_trial > 1 and decisions % model.policy.macro_interval:
+            raise UserError(
+                f"model.macro_interval is {model.policy.macro_interval} and data.episodes_per_trial "
+                f"{data.episodes_per_trial}, but an episode has {decisions} decisions (data.horizon over "
+                "model.decision_interval), so that a macro-action would be held over its end: use a "
+                "macro_interval that divides them"
+            )
         episodes = len(data.families) * data.envs_per_family // world_size
         check_rollout(model.ppo, model.vae_config, model.gradients, model.acting, decisions, episodes)
         if self._saved:
             check_network(self._saved, model, training=True)
-            hparams = self._saved["hyper_parameters"]
-            other_seed = check_seed(hparams["seed"], model.seed, data.goals_per_family is not None)
-            if other_seed and is_first_process():
-                print(other_seed)
-            self._saved = None
-        best = self._get(self.config, "best_checkpoint")
-        check_best(best["save_top_k"])
-        monitor, names = best["monitor"], SuccessRate.metric_names(data.benchmark, data.modes)
-        if monitor not in names:
+            saved, seed, self._saved = self._saved["hyper_parameters"]["seed"], model.seed, None
+            if saved != seed and data.goals_per_family is not None:
+                raise UserError(
+                    f"seed_everything is {seed}, but the checkpoint was trained with {saved}, whose fixed "
+                    f"goals (data.goals_per_family) are others: use --seed_everything {saved}"
+                )
+            if saved != seed and is_first_process():
+                print(f"training goes on with seed {seed}; until here it had seed {saved}")
+        if best["save_top_k"] not in (0, 1):  # several under one name: it would hold the last of them
+            raise UserError(f"best_checkpoint.save_top_k is {best['save_top_k']}: use 1, or 0 for none")
+        names = SuccessRate.metric_names(data.benchmark, data.modes)
+        if best["monitor"] not in names:
             raise UserError(
-                f"best_checkpoint.monitor is {monitor!r}, which no evaluation logs: use one of "
+                f"best_checkpoint.monitor is {best['monitor']!r}, which no evaluation logs: use one of "
                 f"{', '.join(n for n in names if n.endswith('/mean'))}, or a family's"
             )
         if is_first_process():
-            run_dir, path = (self._get(self.config, key) for key in ("run_dir", "ckpt_path"))
-            claim(run_dir, path, overwrite=self._overwrite)
+            run_directory.claim(run_dir, path, overwrite=self._overwrite)
         if launches(self.trainer):
             hold_signals(True)  # the processes to be launched inherit this; GracefulStop lets go
 
@@ -232,18 +199,16 @@ class HmrlCLI(LightningCLI):
         """Refuse what could not be built, before any process is launched."""
         data = self.datamodule
         data.check(self.subcommand, self.trainer.world_size)
-        check_evaluation_is_whole(self.trainer, str(self.subcommand))
         config = data.test if self.subcommand == "test" else data.validation
         if self._saved:
-            check_data(self._saved, data, config)
+            data.check_world(self._saved, config)
             check_deviations(self._saved, data.modes.values(), training=False)
-            self._saved = None
-        unloaded = self._get(self.config, "ckpt_path") is None
-        if unloaded and config.perturbation_within(data.perturbation).over_training():
+        elif config.perturbation_within(data.perturbation).over_training():
             raise UserError(
                 f"data.perturbation changes over training, so to compare with agent {config.agent} hmrl "
                 f"{self.subcommand} needs --ckpt_path, a checkpoint of the run whose world it is to act in"
             )
+        self._saved = None
 
     before_test = before_validate
 
@@ -251,7 +216,7 @@ class HmrlCLI(LightningCLI):
         """Say where everything is."""
         if self.trainer.is_global_zero:
             run_dir = self._get(self.config, "run_dir")
-            print(f"logs: {run_dir} (metrics.csv, tensorboard/)   checkpoints: {checkpoint_dir(run_dir)}")
+            print(f"logs: {run_dir} (metrics.csv, tensorboard/)   checkpoints: {run_dir}/checkpoints")
 
 
 def main(args: Sequence[str] | None = None) -> None:

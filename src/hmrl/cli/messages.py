@@ -42,7 +42,7 @@ def one_sentence() -> Iterator[None]:
             raise
         if isinstance(mistake, SharedError) and not is_first_process():
             raise SystemExit(0) from None  # the first rank speaks, and fails, for all
-        print(f"hmrl: error: {mistake}", file=sys.stderr)
+        print(f"hmrl: error: {' '.join(str(mistake).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     finally:
         threading.excepthook = hook
@@ -55,11 +55,6 @@ def _is_disk(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in _DISK
 
 
-def _is_of(error: BaseException | None, module: str, kind: str) -> bool:
-    """Whether it is an exception of a library, which is not imported for whoever does without."""
-    return module in sys.modules and isinstance(error, getattr(sys.modules[module], kind))
-
-
 def mistake_behind(error: BaseException | None) -> UserError | None:
     """The user's mistake behind ``error``, if that is what it comes from."""
     cause = error
@@ -67,16 +62,12 @@ def mistake_behind(error: BaseException | None) -> UserError | None:
         if isinstance(cause, UserError):
             return cause
         cause = cause.__cause__
-    if _is_of(error, "lightning_fabric.utilities.exceptions", "MisconfigurationException"):
-        return UserError(" ".join(str(error).split()))
     if _is_disk(error):
         return UserError(f"cannot write: {error}; the last checkpoint, if there was one, is intact")
-    if _is_of(error, "torch.distributed", "DistError") or (
-        isinstance(error, RuntimeError) and "gloo" in str(error)
-    ):
-        words = " ".join(str(error).split())
+    kinds = [kind.__name__ for kind in type(error).__mro__]  # PyTorch is not imported for who does without
+    if isinstance(error, RuntimeError) and ("DistError" in kinds or "gloo" in str(error)):
         return UserError(
-            f"the connection to the other processes failed ({words}): if another process says why, mend "
+            f"the connection to the other processes failed ({error}): if another process says why, mend "
             "that; else see to MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, where "
             "they are set"
         )

@@ -27,13 +27,11 @@ def config_file(name: str) -> str:
 
 def _mapping(loader: Any, node: yaml.MappingNode) -> Any:
     """PyYAML keeps the last of two equal keys, and says nothing."""
-    lines: dict[Any, int] = {}
-    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-        name, line = (key.tag, key.value), key.start_mark.line + 1
-        if name in lines:
-            first = f", after line {lines[name]}" if line > lines[name] else ""
-            raise UserError(f"line {line} has the key {key.value} again{first}: keep one")
-        lines[name] = line
+    before: list[Any] = []
+    for key, _ in node.value:
+        if key.value in before:
+            raise UserError(f"line {key.start_mark.line + 1} has the key {key.value} again: keep one")
+        before.append(key.value)
     return loader.construct_yaml_map(node)
 
 
@@ -52,4 +50,4 @@ def read_yaml(path: Path) -> Any:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is no YAML: {error}") from error

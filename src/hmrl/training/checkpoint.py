@@ -19,14 +19,8 @@ from hmrl.system.provenance import git_revision
 FORMAT = 2
 # What the twin keeps: networks, normaliser and configuration. No optimizers, no replay.
 _EXPORTED = (
-    "state_dict",
-    "hyper_parameters",
-    "datamodule_hyper_parameters",
-    "pytorch-lightning_version",
-    "epoch",
-    "global_step",
-    "git",
-    "format",
+    *("state_dict", "hyper_parameters", "datamodule_hyper_parameters", "pytorch-lightning_version"),
+    *("epoch", "global_step", "git", "format"),
 )
 
 
@@ -57,7 +51,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             for target, content in contents.items():
-                _write(content, _temporary(target))
+                with _temporary(target).open("wb") as file:
+                    torch.save(content, file)
+                    file.flush()
+                    os.fsync(file.fileno())
             for target in contents:  # both are whole: what remains is two renames
                 _temporary(target).replace(target)
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
@@ -73,7 +70,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """:func:`load`, whatever ``weights_only`` says: tensors and plain values are all there is."""
+        """:func:`load`: tensors and plain values, whatever ``weights_only`` says."""
         return load(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -85,13 +82,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def _temporary(path: Path) -> Path:
     """On the same file system; always the same, so that a kill leaves at most one behind."""
     return path.with_name(f".{path.name}.tmp")
-
-
-def _write(content: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def load(path: str | Path, *, lazily: bool = False) -> dict[str, Any]:

@@ -1,17 +1,16 @@
-"""Whether a checkpoint or a rollout fits a model, and by which settings it does not."""
+"""Whether the settings of levels go together, and whether a checkpoint or a rollout fits them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
+
+import pytorch_lightning as pl
 
 from hmrl.himeta.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.system.errors import UserError
 from hmrl.types import Acting
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 # What gives networks their shape or their inputs a meaning; everything else may change on resume.
 _NETWORK: dict[str, tuple[str, ...]] = {
@@ -23,8 +22,7 @@ _NETWORK: dict[str, tuple[str, ...]] = {
     "macro_vae": ("encoder_hidden", "decoder_hidden"),
     "actor_critic": ("actor_hidden", "critic_hidden", "state_dependent_std"),
 }
-_MIXTURE = ("latent", "decoder_hidden")  # of the task encoder, where its belief is one
-_LEVELS: dict[str, type[DataclassInstance]] = {
+_LEVELS: dict[str, type[Any]] = {
     "task_encoder": TaskEncoderConfig,
     "macro_vae": MacroVAEConfig,
     "actor_critic": ActorCriticConfig,
@@ -40,25 +38,139 @@ _SET_BY = {
 }
 
 
-def check_settings(hparams: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose settings are not those of this version: its agent could be another one.
+# --- settings among themselves -------------------------------------------------------------------
+
+
+def check_levels(
+    gradients: Gradients,
+    task_encoder: TaskEncoderConfig | None,
+    macro_vae: MacroVAEConfig | None,
+    ppo: PPOConfig,
+    acting: Acting,
+) -> None:
+    """Refuse settings that need another level, another belief or other gradients."""
+    if gradients not in get_args(Gradients):
+        raise UserError(f"model.gradients is {gradients!r}: use {' or '.join(get_args(Gradients))}")
+    encoder = task_encoder or TaskEncoderConfig(target_kl=None)  # with an absent level nothing is wrong
+    vae = macro_vae or MacroVAEConfig(target_kl=None)
+    continuous, mixture = encoder.belief == "continuous", encoder.belief == "mixture"
+    joint = gradients == "joint"
+    other_policy = "with model.gradients joint it would change the policy whose ratios are formed: use 0"
+    no_updates = "with model.gradients joint no level has updates of its own that it could end: use null"
+    of_critic = "with model.gradients joint the critic's loss is the task encoder's: use 1"
+    no_sub_tasks = "without model.task_encoder, or with a continuous belief, there are no sub-tasks: use "
+    no_sub_tasks += "constant_discretisation or constant_margin"
+    no_categories = "a continuous model.task_encoder.belief has no categories: use 0"
+    one_variable = "only a categorical model.task_encoder.belief has several: use 1"
+    by_itself = "a mixture reconstructs rewards by itself: use 0, and model.task_encoder.mixture_coef"
+    wrong: dict[str, tuple[Any, str]] = {
+        "macro_vae.goal": (vae.goal == "sub_task" and (not task_encoder or continuous), no_sub_tasks),
+        "ppo.agreement_bonus": (
+            ppo.agreement_bonus and not macro_vae,
+            "without model.macro_vae there is nothing to agree with: use 0",
+        ),
+        "ppo.latents": (
+            joint and ppo.latents != "renewed",
+            "with model.gradients joint y and z are made anew when learning: use renewed",
+        ),
+        "acting.permute": (
+            acting.permute != "none",
+            "what acted must be what learns: use none, and permute in data.modes of a test",
+        ),
+        "task_encoder.dropout": (joint and encoder.dropout, other_policy),
+        "task_encoder.target_kl": (joint and encoder.target_kl is not None, no_updates),
+        "macro_vae.dropout": (joint and vae.dropout, other_policy),
+        "macro_vae.target_kl": (joint and vae.target_kl is not None, no_updates),
+        "task_encoder.value_coef": (joint and encoder.value_coef != 1, of_critic),
+        "task_encoder.categorical_coef": (continuous and encoder.categorical_coef, no_categories),
+        "task_encoder.occupancy_coef": (continuous and encoder.occupancy_coef, no_categories),
+        "task_encoder.variables": ((continuous or mixture) and encoder.variables != 1, one_variable),
+        "task_encoder.reward_coef": (mixture and encoder.reward_coef, by_itself),
+    }
+    levels = {"macro_vae": vae, "task_encoder": encoder, "ppo": ppo, "acting": acting}
+    for key, (refused, why) in wrong.items():
+        level, name = key.split(".")
+        if refused:
+            raise UserError(f"model.{key} is {getattr(levels[level], name)}, but {why}")
+
+
+def check_rollout(
+    ppo: PPOConfig,
+    vae: MacroVAEConfig | None,
+    gradients: Gradients,
+    acting: Acting,
+    decisions: int,
+    episodes: int,
+) -> None:
+    """Refuse what may act, but not learn from a process's rollout of T ``decisions`` and B ``episodes``."""
+    drawn = acting.task_belief, acting.macro_action
+    if ppo.latents == "renewed" and drawn != ("probabilities", "mean"):
+        raise UserError(
+            f"model.acting draws y as {drawn[0]} and z as {drawn[1]}, but with model.ppo.latents renewed "
+            "they are made anew when learning, without noise: use probabilities and mean, or set "
+            "model.ppo.latents to acted"
+        )
+    joint = gradients == "joint"
+    count, what = (episodes, "whole trials") if joint else (decisions * episodes, "decisions")
+    if ppo.minibatches > count:
+        raise UserError(
+            f"model.ppo.minibatches is {ppo.minibatches}, but with model.gradients {gradients} they are of "
+            f"{what}, of which the rollout of a process has only {count}: use at most that many"
+        )
+    if vae and vae.goal != "sub_task" and vae.n > decisions:
+        raise UserError(
+            f"model.macro_vae.n is {vae.n}, but an episode has only {decisions} decisions (data.horizon over "
+            "model.decision_interval): use at most that many"
+        )
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def check_network(checkpoint: Mapping[str, Any], model: pl.LightningModule, *, training: bool) -> None:
+    """Refuse a checkpoint of another network, naming each setting that differs, or else some of the tensors.
 
     Args:
-        hparams: hyper-parameters of the checkpoint.
-
-    Raises:
-        UserError: naming the settings that it lacks, or has beyond them.
+        checkpoint: as it was loaded.
+        model: the module that is to have it.
+        training: whether training goes on, so that the families must be the same, too.
     """
-    odd = [f"lacks model.{name}" for name in (*_NETWORK[""], "gradients", *_LEVELS) if name not in hparams]
-    for section, cls in _LEVELS.items():
-        if saved := hparams.get(section):
-            names = {field.name for field in fields(cls)}
-            odd += [f"lacks model.{section}.{name}" for name in sorted(names - saved.keys())]
-            odd += [f"has model.{section}.{name}" for name in sorted(saved.keys() - names)]
-    if odd:
+    if training and "optimizer_states" not in checkpoint:
         raise UserError(
-            f"the checkpoint is of another version of hmrl, with other settings (it {', '.join(odd)}): use "
-            "the version that wrote it"
+            "the checkpoint holds weights alone, without optimizers and replay, and cannot be trained on: "
+            "use the .ckpt beside the .weights.ckpt"
+        )
+    check_settings(checkpoint["hyper_parameters"])
+    check_deviations(checkpoint, (), training=training)
+    found = network_differences(checkpoint["hyper_parameters"], model.hparams)
+    if not training:
+        found.pop("model.families", None)
+    if not found:
+        there, here = (
+            {k: v.shape for k, v in x.items()} for x in (checkpoint["state_dict"], model.state_dict())
+        )
+        odd = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
+        found = {k: f"{k} has shape {there.get(k)} there and {here.get(k)} here" for k in odd[:3]}
+    if found:
+        raise UserError(
+            f"the checkpoint is of another network: {'; '.join(found.values())}; "
+            "use the settings it was trained with, or start afresh in another run_dir"
+        )
+
+
+def check_settings(hparams: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose settings are not those of this version: its agent could be another one."""
+    here = {*_NETWORK[""], "gradients", *_LEVELS}
+    there = here & hparams.keys()
+    for level, cls in _LEVELS.items():
+        if saved := hparams.get(level):
+            here |= {f"{level}.{field.name}" for field in fields(cls)}
+            there |= {f"{level}.{name}" for name in saved}
+    if odd := sorted(here ^ there):
+        said = ", ".join(f"{'lacks' if name in here else 'has'} model.{name}" for name in odd)
+        raise UserError(
+            f"the checkpoint is of another version of hmrl, with other settings (it {said}): use the version "
+            "that wrote it"
         )
 
 
@@ -72,18 +184,14 @@ def check_deviations(checkpoint: Mapping[str, Any], modes: Iterable[Acting], *, 
         checkpoint: as it was loaded.
         modes: how the agent is to act.
         training: whether training goes on.
-
-    Raises:
-        UserError: naming what cannot be done with such a checkpoint.
     """
     if checkpoint.get("format", 1) >= 2:
         return
-    saved = checkpoint["hyper_parameters"]
-    encoder, modes = saved["task_encoder"], list(modes)
+    saved, modes = checkpoint["hyper_parameters"], list(modes)
     what = {
         "training goes on from it": training,
-        "its belief is a mixture": bool(encoder) and encoder["belief"] == "mixture",
-        "z is sampled": bool(saved["macro_vae"]) and any(mode.macro_action == "sample" for mode in modes),
+        "its belief is a mixture": (saved["task_encoder"] or {}).get("belief") == "mixture",
+        "z is sampled": saved["macro_vae"] and any(mode.macro_action == "sample" for mode in modes),
         "its actor's deviation depends on the state and actions are sampled": (
             saved["actor_critic"]["state_dependent_std"] and any(mode.action == "sample" for mode in modes)
         ),
@@ -96,11 +204,7 @@ def check_deviations(checkpoint: Mapping[str, Any], modes: Iterable[Acting], *, 
 
 
 def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, str]:
-    """Settings that make two networks different, by key, each in words.
-
-    Args:
-        saved, present: hyper-parameters of the checkpoint and of the model.
-    """
+    """Settings that make two networks different, by key, each in words; from the hyper-parameters of both."""
     found: dict[str, str] = {}
     for section, keys in _NETWORK.items():
         there, here = (x[section] if section else x for x in (saved, present))
@@ -109,181 +213,9 @@ def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) ->
                 where = "left out" if there is None else "present"
                 found[f"model.{section}"] = f"model.{section} is {where} there and not here"
             continue
-        if there.get("belief") == here.get("belief") == "mixture":
-            keys += _MIXTURE
-        coefs = [x.get("reward_coef") for x in (there, here)]  # with one there is a decoder
-        if all(coefs):
-            keys += ("decoder_hidden",)
-        elif any(coefs):
-            keys += ("reward_coef",)
         for key in keys:
             name = ".".join(filter(None, ("model", section, key)))
-            pair = there[key], here[key]
-            a, b = (list(x) if isinstance(x, tuple | list) else x for x in pair)
+            a, b = (list(x[key]) if isinstance(x[key], tuple | list) else x[key] for x in (there, here))
             if a != b:
                 found[name] = f"{name} is {a!r} there and {b!r} here{_SET_BY.get(key, '')}"
     return found
-
-
-def check_network(checkpoint: Mapping[str, Any], model: Any, *, training: bool) -> None:
-    """Refuse a checkpoint of another network.
-
-    Args:
-        checkpoint: as it was loaded.
-        model: the LightningModule that is to have it.
-        training: whether training goes on, so that the families must be the same, too.
-
-    Raises:
-        UserError: with every setting that differs, or, if none does, the tensors that do; as
-            :func:`check_settings` and :func:`check_deviations`.
-    """
-    if training and "optimizer_states" not in checkpoint:
-        raise UserError(
-            "the checkpoint holds weights alone, without optimizers and replay, and cannot be trained on: "
-            "use the .ckpt beside the .weights.ckpt"
-        )
-    saved, present = checkpoint["hyper_parameters"], model.hparams
-    check_settings(saved)
-    check_deviations(checkpoint, (), training=training)
-    saved_state, state = checkpoint["state_dict"], model.state_dict()
-    found = network_differences(saved, present)
-    if not training:
-        found.pop("model.families", None)
-    if not found:
-        shapes, saved_shapes = ({k: v.shape for k, v in x.items()} for x in (state, saved_state))
-        odd = sorted(k for k in shapes.keys() | saved_shapes.keys() if shapes.get(k) != saved_shapes.get(k))
-        found = {k: f"{k} has shape {saved_shapes.get(k)} there and {shapes.get(k)} here" for k in odd[:3]}
-    if found:
-        raise UserError(
-            f"the checkpoint is of another network: {'; '.join(found.values())}; "
-            "use the settings it was trained with, or start afresh in another run_dir"
-        )
-
-
-def check_levels(encoder: TaskEncoderConfig | None, vae: MacroVAEConfig | None, ppo: PPOConfig) -> None:
-    """Refuse settings that need a level which is left out.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    if vae and vae.goal == "sub_task" and not encoder:
-        raise UserError(
-            "model.macro_vae.goal is sub_task, but without model.task_encoder there are no sub-tasks: use "
-            "constant_discretisation or constant_margin"
-        )
-    if vae and vae.goal == "sub_task" and encoder and encoder.belief == "continuous":
-        raise UserError(
-            "model.macro_vae.goal is sub_task, but a continuous model.task_encoder.belief has no sub-tasks: "
-            "use constant_discretisation or constant_margin"
-        )
-    if ppo.agreement_bonus and not vae:
-        raise UserError(
-            f"model.ppo.agreement_bonus is {ppo.agreement_bonus}, but without model.macro_vae there is "
-            "nothing to agree with: use 0"
-        )
-
-
-def check_training(
-    gradients: Gradients,
-    encoder: TaskEncoderConfig | None,
-    vae: MacroVAEConfig | None,
-    ppo: PPOConfig,
-    acting: Acting,
-) -> None:
-    """Refuse what training, end to end or not, or a belief without categories, cannot do.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    if gradients not in get_args(Gradients):
-        raise UserError(f"model.gradients is {gradients!r}: use {' or '.join(get_args(Gradients))}")
-    if acting.permute != "none":
-        raise UserError(
-            f"model.acting.permute is {acting.permute}, but what acted must be what learns: use none, and "
-            "permute in data.modes of a test"
-        )
-    if gradients == "joint":
-        _refuse_drawn(acting, "model.gradients joint", "use probabilities and mean")
-    if gradients == "joint" and ppo.latents != "renewed":
-        raise UserError(
-            f"model.ppo.latents is {ppo.latents}, but with model.gradients joint y and z are made anew when "
-            "learning: use renewed"
-        )
-    for level, config in (("task_encoder", encoder), ("macro_vae", vae)):
-        if gradients == "joint" and config and config.dropout:
-            raise UserError(
-                f"model.{level}.dropout is {config.dropout}, but with model.gradients joint it would change "
-                "the policy whose ratios are formed: use 0"
-            )
-        if gradients == "joint" and config and config.target_kl is not None:
-            raise UserError(
-                f"model.{level}.target_kl is {config.target_kl}, but with model.gradients joint no level has "
-                "updates of its own that it could end: use null"
-            )
-    if gradients == "joint" and encoder and encoder.value_coef != 1:
-        raise UserError(
-            f"model.task_encoder.value_coef is {encoder.value_coef}, but with model.gradients joint the "
-            "critic's loss is the task encoder's: use 1"
-        )
-    if encoder and encoder.belief == "continuous" and (encoder.categorical_coef or encoder.occupancy_coef):
-        raise UserError(
-            "model.task_encoder.belief is continuous and has no categories: set "
-            "model.task_encoder.categorical_coef and occupancy_coef to 0"
-        )
-    if encoder and encoder.belief != "categorical" and encoder.variables != 1:
-        raise UserError(
-            f"model.task_encoder.variables is {encoder.variables}, but only a categorical belief has "
-            f"several: use 1, or set model.task_encoder.belief, which is {encoder.belief}, to categorical"
-        )
-    if encoder and encoder.belief == "mixture" and encoder.reward_coef:
-        raise UserError(
-            f"model.task_encoder.reward_coef is {encoder.reward_coef}, but a mixture reconstructs rewards by "
-            "itself: use 0, and model.task_encoder.mixture_coef"
-        )
-
-
-def _refuse_drawn(acting: Acting, setting: str, right: str) -> None:
-    if (acting.task_belief, acting.macro_action) != ("probabilities", "mean"):
-        raise UserError(
-            f"model.acting draws y as {acting.task_belief} and z as {acting.macro_action}, but with "
-            f"{setting} they are made anew when learning, without noise: {right}"
-        )
-
-
-def check_rollout(
-    ppo: PPOConfig,
-    vae: MacroVAEConfig | None,
-    gradients: Gradients,
-    acting: Acting,
-    decisions: int,
-    episodes: int,
-) -> None:
-    """Refuse settings that do not fit a rollout of one process.
-
-    Here, and not when an agent is built, for it is only learning that such settings cannot do.
-
-    Args:
-        decisions: of an episode, T.
-        episodes: B.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    if ppo.latents == "renewed":
-        right = "use probabilities and mean, or set model.ppo.latents to acted"
-        _refuse_drawn(acting, "model.ppo.latents renewed", right)
-    if (count := decisions * episodes) < ppo.minibatches:
-        raise UserError(
-            f"model.ppo.minibatches is {ppo.minibatches}, but the rollout of a process has only {count} "
-            "decisions: use at most that many"
-        )
-    if gradients == "joint" and episodes < ppo.minibatches:
-        raise UserError(
-            f"model.ppo.minibatches is {ppo.minibatches}, but with model.gradients joint they are of whole "
-            f"trials, of which the rollout of a process has only {episodes}: use at most that many"
-        )
-    if vae and vae.goal != "sub_task" and vae.n > decisions:
-        raise UserError(
-            f"model.macro_vae.n is {vae.n}, but an episode has only {decisions} decisions (data.horizon over "
-            "model.decision_interval): use at most that many"
-        )

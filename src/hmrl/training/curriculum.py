@@ -44,16 +44,12 @@ class CurriculumConfig:
             )
 
     def schedule(self, families: Sequence[str], envs_per_family: int, steps_of_environment: int) -> Schedule:
-        """The blocks in the order of training.
+        """The blocks in the order of training; refuses unknown families, and empty or too short blocks.
 
         Args:
             families: all training families.
             envs_per_family: environments that each has on average, over all ranks.
             steps_of_environment: simulator steps that each makes in an iteration.
-
-        Raises:
-            UserError: for families that there are not, blocks that are empty or too short, and environments
-                that a block's families cannot share equally.
         """
         blocks = [[f] for f in families] if isinstance(self.blocks, str) else self.blocks
         environments = len(families) * envs_per_family
@@ -63,21 +59,10 @@ class CurriculumConfig:
                 f"{_ONE_AFTER_ANOTHER}"
             )
         for block in blocks:
-            for family in block:
-                if family not in families:
-                    raise UserError(
-                        f"data.curriculum.blocks names {family!r}, which is no training family: use some of "
-                        f"{', '.join(families)}"
-                    )
-                if block.count(family) > 1:
-                    raise UserError(
-                        f"data.curriculum.blocks names {family!r} twice in the block {block}: name it once"
-                    )
-            if environments % len(block):
+            if odd := [family for family in block if family not in families or block.count(family) > 1]:
                 raise UserError(
-                    f"data.curriculum.blocks has a block of {len(block)} families, over which the "
-                    f"{environments} training environments do not divide: use blocks of other sizes, or "
-                    f"another data.envs_per_family than {envs_per_family}"
+                    f"data.curriculum.blocks names {odd[0]!r} twice in a block, or it is no training family: "
+                    f"use some of {', '.join(families)}"
                 )
         if self.env_steps_per_block < (least := environments * steps_of_environment):
             raise UserError(
@@ -118,25 +103,17 @@ class Schedule:
         return env_steps == 0 or self.number(before) != self.number(env_steps)
 
     def check(self, world_size: int) -> None:
-        """Refuse blocks whose environments do not divide over the processes.
-
-        Raises:
-            UserError: naming the block's size.
-        """
-        for size in sorted({len(block) for block in self.blocks}):
-            if (share := self.environments // size) % world_size:
+        """Refuse blocks whose families cannot share the environments equally in every process."""
+        for size in {len(block) for block in self.blocks}:
+            if self.environments % (size * world_size):
                 raise UserError(
-                    f"data.curriculum.blocks has a block of {size} families with {share} environments each, "
-                    f"which do not divide over {world_size} processes: set data.envs_per_family so that they "
-                    "do, or use blocks of other sizes"
+                    f"data.curriculum.blocks has a block of {size} families, over which, in {world_size} "
+                    f"process(es), the {self.environments} training environments do not divide: use blocks "
+                    "of other sizes, or another data.envs_per_family"
                 )
 
     def check_budget(self, env_steps: int) -> None:
-        """Refuse to train on when the last block has ended.
-
-        Raises:
-            UserError: naming the budget.
-        """
+        """Refuse to train on when the last block has ended."""
         if env_steps > (total := len(self.blocks) * self.env_steps_per_block):
             raise UserError(
                 f"budget.env_steps is {env_steps:,}, but the {len(self.blocks)} blocks of data.curriculum "

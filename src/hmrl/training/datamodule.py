@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hmrl.envs import Backend, Benchmark, benchmark, make_envs
-from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals
+from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals, same_goals, world_of
 from hmrl.envs.wrappers.perturb import Perturbation, PerturbedEnvs, sensors_of
 from hmrl.envs.wrappers.shown import ShownFamilies
 from hmrl.evaluation.evaluator import Evaluated, Evaluator
@@ -30,6 +30,8 @@ from hmrl.types import Acting, Split, TaskEnvs
 # Independent streams of goals and of random numbers: what is drawn in one never depends on another.
 # Learning (hmrl.training.module) has stream 1.
 _TRAIN, _VALIDATION, _TEST = 0, 2, 3
+# What an agent's world is, and hence what its success means. Families may be others.
+_WORLD = ("goals_per_family", "goals_shown", "families_shown", "horizon", "episodes_per_trial", "ego_state")
 
 
 class Learner(Protocol):
@@ -44,7 +46,9 @@ class Learner(Protocol):
 class MetaWorldDataModule(pl.LightningDataModule):
     """Streams whole-episode rollouts from Meta-World; owns the environments and the replay.
 
-    Another world overrides :meth:`describe` and :meth:`make_envs`; its backend is ``own``.
+    Another world overrides :meth:`describe` and :meth:`make_envs`; its backend is ``own``. A model is given
+    ``families``, ``observation_dim`` (with what perturbations and ``families_shown`` append), ``action_dim``
+    and ``ego_indices``.
 
     Args:
         benchmark: ML1, ML10, ML25, ML45 or custom; or GridWorld or GridWorldLarge.
@@ -92,60 +96,56 @@ class MetaWorldDataModule(pl.LightningDataModule):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         keep_heaps_small()
-        for name in ("envs_per_family", "episodes_per_trial", "replay_trajectories"):
-            if arguments[name] < 1:
+        for name in ("envs_per_family", "episodes_per_trial", "replay_trajectories", "goals_per_family"):
+            if arguments[name] is not None and arguments[name] < 1:
                 raise UserError(f"data.{name} is {arguments[name]}: use 1 or more")
-        self.benchmark = self.describe(benchmark, train_families, test_families)
-        arguments["benchmark"] = self.benchmark.name
-        self.benchmark.check_backend("data.backend", backend)
-        self.benchmark.check_horizon("data.horizon", horizon)
-        if goals_per_family is not None and goals_per_family < 1:
-            raise UserError(
-                f"data.goals_per_family is {goals_per_family}: use 1 or more, or null for fresh goals"
-            )
-        self.benchmark.check_goals("data.goals_per_family", goals_per_family or 1, backend)
-        if modes is not None and not modes:
-            raise UserError("data.modes is {}: name one or more ways of acting, or null for the usual two")
         if seed < 0:
             raise UserError(f"seed_everything is {seed}: use 0 or more")
+        if modes is not None and not modes:
+            raise UserError("data.modes is {}: name one or more ways of acting, or null for the usual two")
         self.backend: Backend = backend
-        self._ego_indices = self.benchmark.world.decoded(ego_state)
         self.envs_per_family, self.goals_per_family = envs_per_family, goals_per_family
         self.goals_shown, self.families_shown = goals_shown, families_shown
         self.horizon, self.episodes_per_trial, self.seed = horizon, episodes_per_trial, seed
         self.perturbation = as_config(Perturbation, perturbation)
-        self.perturbation.check("data.perturbation")
-        self.sensors = sensors_of(self.benchmark.world.observation_dim)
         self.curriculum = None if curriculum is None else as_config(CurriculumConfig, curriculum)
-        self.schedule: Schedule | None = None
-        if self.curriculum:
-            steps = horizon * episodes_per_trial
-            self.schedule = self.curriculum.schedule(self.families, envs_per_family, steps)
         self.validation = as_config(EvaluationConfig, validation)
         self.test = as_config(EvaluationConfig, test)
         self.trials = as_config(TrialConfig, trials)
         self.modes = {k: as_config(Acting, v) for k, v in (modes or default_modes()).items()}
-        for name in ("validation", "test"):
-            shown = [key for key in ("goals_shown", "families_shown") if arguments[key]]
-            getattr(self, name).check(
-                f"data.{name}", self.benchmark, backend, goals_per_family, self.perturbation, shown
-            )
-        names = ("perturbation", "validation", "test", "trials")
-        configs = {name: asdict(getattr(self, name)) for name in names}
-        arguments |= {"modes": {k: asdict(v) for k, v in self.modes.items()}, **configs}
+
+        self.benchmark = self.describe(benchmark, train_families, test_families)
+        self.benchmark.check_backend("data.backend", backend)
+        self.benchmark.check_horizon("data.horizon", horizon)
+        self.benchmark.check_goals("data.goals_per_family", goals_per_family or 1, backend)
+        self.perturbation.check("data.perturbation")
+        shown = [key for key in ("goals_shown", "families_shown") if arguments[key]]
+        trained = backend, goals_per_family, self.perturbation
+        self.validation.check("data.validation", self.benchmark, *trained, shown)
+        self.test.check("data.test", self.benchmark, *trained, shown)
+
+        world, self.families = self.benchmark.world, self.benchmark.train
+        self.sensors = sensors_of(world.observation_dim)
+        appended = self.perturbation.missing.mask_width(self.sensors)
+        appended += len(self.families) if families_shown else 0
+        self.observation_dim, self.action_dim = world.observation_dim + appended, world.action_dim
+        self.ego_indices = world.decoded(ego_state)
+        self.schedule: Schedule | None = None
+        if self.curriculum:
+            steps = horizon * episodes_per_trial
+            self.schedule = self.curriculum.schedule(self.families, envs_per_family, steps)
+
+        for name in ("perturbation", "validation", "test", "trials"):
+            arguments[name] = asdict(getattr(self, name))
+        arguments["modes"] = {k: asdict(v) for k, v in self.modes.items()}
         arguments["curriculum"] = self.curriculum and asdict(self.curriculum)
         arguments |= {"train_families": list(train_families), "test_families": list(test_families)}
+        arguments["benchmark"] = self.benchmark.name
         self.save_hyperparameters(arguments, logger=False)  # plain values: a checkpoint loads without code
         self._replay_trajectories = replay_trajectories
         self.replay = TrajectoryReplay(replay_trajectories)
-        self._collector = Collector(
-            self._training_envs,
-            self.replay,
-            self.families,
-            seed=seed,
-            stream=_TRAIN,
-            episodes=episodes_per_trial,
-        )
+        trial = {"seed": seed, "stream": _TRAIN, "episodes": episodes_per_trial}
+        self._collector = Collector(self._training_envs, self.replay, self.families, **trial)
 
     def describe(self, name: BenchmarkName, train: Sequence[str], test: Sequence[str]) -> Benchmark:
         """Families of both splits, and the sizes of observations and actions; called by the constructor.
@@ -155,55 +155,48 @@ class MetaWorldDataModule(pl.LightningDataModule):
         """
         return benchmark(name, train, test)
 
-    @property
-    def families(self) -> tuple[str, ...]:
-        """Training families: what the module's per-family statistics are about."""
-        return self.benchmark.train
-
-    @property
-    def observation_dim(self) -> int:
-        """S, with what perturbations and ``families_shown`` append."""
-        appended = self.perturbation.missing.mask_width(self.sensors)
-        appended += len(self.families) if self.families_shown else 0
-        return self.benchmark.world.observation_dim + appended
-
-    @property
-    def action_dim(self) -> int:
-        """A."""
-        return self.benchmark.world.action_dim
-
-    @property
-    def ego_indices(self) -> tuple[int, ...]:
-        """Observation dimensions that the decoder of macro-actions is given and predicts."""
-        return self._ego_indices
-
     def check(self, stage: str, world_size: int) -> None:
-        """Refuse early what could not be built.
-
-        Raises:
-            UserError: if a simulator is not installed, environments do not divide over the processes, or a
-                rollout does not fit the replay.
-        """
-        name = "test" if stage == "test" else "validation"
-        backends = {f"data.{name}.backend": getattr(self, name).backend or self.backend}
+        """Refuse early what could not be built, or would not divide over the processes or fit the replay."""
+        key, config = ("data.test", self.test) if stage == "test" else ("data.validation", self.validation)
         if stage == "fit":
-            backends = {"data.backend": self.backend} | backends
-        for key, backend in backends.items():
-            self.benchmark.check_installed(key, backend)
-        if getattr(self, name).protocol == "meta_world":
-            self.trials.check(f"data.{name}", [self.benchmark.train, self.benchmark.test], world_size)
-        counts = {f"{name}.envs_per_family": getattr(self, name).envs_per_family}
-        if stage == "fit":
-            counts["envs_per_family"] = self.envs_per_family
+            self.benchmark.check_installed("data.backend", self.backend)
             check_capacity(self._replay_trajectories, len(self.families) * self.envs_per_family)
             if self.schedule:
                 self.schedule.check(world_size)
-        for key, count in counts.items():
-            if count % world_size:
-                raise UserError(
-                    f"data.{key} is {count}, which does not divide over {world_size} processes: "
-                    f"use a multiple of {world_size}"
-                )
+            _check_share("data.envs_per_family", self.envs_per_family, world_size)
+        self.benchmark.check_installed(f"{key}.backend", config.backend or self.backend)
+        if config.protocol == "meta_world":
+            self.trials.check(key, [self.benchmark.train, self.benchmark.test], world_size)
+        _check_share(f"{key}.envs_per_family", config.envs_per_family, world_size)
+
+    def check_world(self, checkpoint: Mapping[str, Any], evaluation: EvaluationConfig) -> None:
+        """Refuse to evaluate an agent as if it had been trained in another world, or on other goals.
+
+        Args:
+            checkpoint: as it was loaded; what it does not say is not compared.
+            evaluation: which of the two.
+        """
+        there, trained = checkpoint.get("datamodule_hyper_parameters") or {}, checkpoint["hyper_parameters"]
+        pairs = {f"data.{key}": (there[key], self.hparams[key]) for key in _WORLD if key in there}
+        if "benchmark" in there and world_of(there["benchmark"]) != self.benchmark.world:
+            pairs["data.benchmark"] = (there["benchmark"], self.benchmark.name)
+        as_trained = evaluation.perturbation is None
+        if self.goals_per_family is not None or (as_trained and self.perturbation.over_training()):
+            pairs["seed_everything"] = trained["seed"], self.seed  # it draws goals, and the world's course
+        backend = there.get("backend", self.backend)
+        if self.goals_per_family is not None and not same_goals(backend, self.backend):
+            pairs["data.backend"] = (backend, self.backend)
+        if as_trained and "perturbation" in there:
+            saved = asdict(as_config(Perturbation, there["perturbation"]))
+            pairs["data.perturbation"] = (saved, asdict(self.perturbation))
+        if self.families_shown:
+            pairs["the order of families"] = (list(trained["families"]), list(self.families))
+        found = [f"{key} is {a!r} there and {b!r} here" for key, (a, b) in pairs.items() if a != b]
+        if found:
+            raise UserError(
+                f"the checkpoint was trained in another world: {'; '.join(found)}; give the overlays and the "
+                "seed it was trained with (what is to differ in evaluation alone is set under data.test)"
+            )
 
     def setup(self, stage: str) -> None:
         """Check, and give each rank its share of the replay."""
@@ -238,8 +231,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
             world_size=world_size,
         )
 
-    def shown_to(self, agent: str) -> dict[str, Any]:
-        """What ``agent``, as ``test.agent`` names it, sees beyond an observation; as of :meth:`seen_envs`."""
+    def shown_to(self, agent: str) -> dict[str, bool]:
+        """What ``agent``, as ``test.agent`` names it, sees beyond an observation."""
         return {
             "goal_visible": self.goals_shown or agent == "expert",
             "family_visible": self.families_shown and agent == "policy",
@@ -253,28 +246,26 @@ class MetaWorldDataModule(pl.LightningDataModule):
         perturbation: Perturbation,
         stream: int,
         *,
+        agent: str = "policy",
         age: int | None = None,
-        family_visible: bool = False,
-        **options: Any,
+        families: Sequence[str] | None = None,
     ) -> TaskEnvs:
-        """:meth:`make_envs` as agents see them, behind ``perturbation``, if need be with their family.
-
-        Further arguments are those of :class:`PerturbedEnvs` and, ``options``, of :meth:`make_envs`.
-        """
-        envs = self.make_envs(backend, goals, envs_per_family, **options)
+        """:meth:`make_envs` as ``agent`` sees them; ``age`` is that of :class:`PerturbedEnvs`."""
+        shown = self.shown_to(agent)
+        visible = shown["goal_visible"]
+        envs = self.make_envs(backend, goals, envs_per_family, goal_visible=visible, families=families)
         rank, world_size = rank_and_world_size()
         key = (self.seed, stream, int(goals.split == "test"))
         first_slot = rank * (envs_per_family // world_size)
         if perturbation != Perturbation():
             envs = PerturbedEnvs(envs, perturbation, self.sensors, key, first_slot, envs_per_family, age)
-        return ShownFamilies(envs, self.families) if family_visible else envs
+        return ShownFamilies(envs, self.families) if shown["family_visible"] else envs
 
     def _training_envs(self, families: Sequence[str]) -> TaskEnvs:
         """Of ``families``, as many as of all of them."""
-        options = self.shown_to("policy") | ({"families": families} if self.schedule else {})
         goals = Goals("train", self.seed, self.goals_per_family, _TRAIN, self.episodes_per_trial)
         each = len(self.families) * self.envs_per_family // len(families)
-        return self.seen_envs(self.backend, goals, each, self.perturbation, _TRAIN, **options)
+        return self.seen_envs(self.backend, goals, each, self.perturbation, _TRAIN, families=families)
 
     # --- streams ---------------------------------------------------------------------------------
 
@@ -314,9 +305,9 @@ class MetaWorldDataModule(pl.LightningDataModule):
         perturbation = config.perturbation_within(self.perturbation)
 
         def build(goals: Goals) -> TaskEnvs:
-            options: dict[str, Any] = self.shown_to(config.agent)
-            options["age"] = int(learner.iteration) * self.episodes_per_trial
-            return self.seen_envs(backend, goals, config.envs_per_family, perturbation, stream, **options)
+            age = int(learner.iteration) * self.episodes_per_trial
+            envs = backend, goals, config.envs_per_family
+            return self.seen_envs(*envs, perturbation, stream, agent=config.agent, age=age)
 
         trained_on = self.seed, self.backend, self.goals_per_family
         splits: tuple[Split, Split] = ("train", "test")
@@ -355,13 +346,19 @@ class MetaWorldDataModule(pl.LightningDataModule):
         """Restore what :meth:`state_dict` gave: each rank its own replay, or its share of all."""
         rank, world_size = rank_and_world_size()
         replays = state_dict["replays"]
-        if len(replays) == world_size:
-            self.replay.load_state_dict(replays[rank])
-            return
-        self.replay.load_state_dict(deal(replays, rank, world_size))
-        if rank == 0:
+        same = len(replays) == world_size
+        self.replay.load_state_dict(replays[rank] if same else deal(replays, rank, world_size))
+        if rank == 0 and not same:
             print(
                 f"the checkpoint was written by {len(replays)} process(es) and is continued by {world_size}: "
                 "weights, optimizers, normaliser and replay are kept, but the run will not be bit-equal to "
                 "one with the same number throughout"
             )
+
+
+def _check_share(key: str, count: int, world_size: int) -> None:
+    if count % world_size:
+        raise UserError(
+            f"{key} is {count}, which does not divide over {world_size} processes: use a multiple of "
+            f"{world_size}"
+        )

@@ -8,30 +8,38 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from pytorch_lightning.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 
-def finds_unused_parameters(strategy: Any) -> bool:
-    """Whether it is DDP that expects no loss to reach every parameter."""
-    return isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters") is True
+def steps_one_level(strategy: Any) -> bool:
+    """Whether it is DDP that expects no loss to reach every parameter, whose processes are new commands."""
+    return (
+        isinstance(strategy, DDPStrategy)
+        and strategy._ddp_kwargs.get("find_unused_parameters") is True
+        and strategy._start_method == "popen"
+    )
 
 
-def starts_commands(strategy: DDPStrategy) -> bool:
-    """Whether its processes are commands of their own, instead of copies of this process."""
-    return strategy._start_method == "popen"
+def devices_of(accelerator: Any, devices: Any, num_nodes: int) -> int:
+    """How many devices of a node a trainer would use; what is no accelerator or device raises."""
+    connector = _AcceleratorConnector(
+        devices, num_nodes, accelerator, SingleDeviceStrategy("cpu"), [LightningEnvironment()]
+    )
+    return len(connector._parallel_devices)
 
 
-def cluster_environment(trainer: pl.Trainer) -> ClusterEnvironment | None:
+def cluster_environment(trainer: pl.Trainer) -> ClusterEnvironment:
     """What tells the processes of a run apart."""
-    environment: ClusterEnvironment | None = trainer._accelerator_connector.cluster_environment
-    return environment
+    return trainer._accelerator_connector.cluster_environment
 
 
 def launches(trainer: pl.Trainer) -> bool:
@@ -63,8 +71,7 @@ def handle_no_signals(trainer: Any) -> None:
 
 def requeue_handler(trainer: Any) -> Callable[[int, Any], None]:
     """Lightning's handler of SLURM's signal, which saves a checkpoint and requeues the job."""
-    handler: Callable[[int, Any], None] = trainer._signal_connector._slurm_sigusr_handler_fn
-    return handler
+    return cast(Callable[[int, Any], None], trainer._signal_connector._slurm_sigusr_handler_fn)
 
 
 def last_is(trainer: pl.Trainer, find: Callable[[], Path | None]) -> None:

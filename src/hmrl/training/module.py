@@ -39,13 +39,7 @@ from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.rollouts.stream import Batch
 from hmrl.system.distributed import exceeds, gather, rank_and_world_size, share_of, sum_over_ranks
 from hmrl.system.errors import SharedError
-from hmrl.training.compatibility import (
-    check_deviations,
-    check_levels,
-    check_network,
-    check_rollout,
-    check_training,
-)
+from hmrl.training.compatibility import check_deviations, check_levels, check_network, check_rollout
 from hmrl.types import Acting, Metrics, Rollout, Trajectories
 
 _STREAM = 1  # of the random numbers used in learning; the data module has its own
@@ -121,8 +115,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         for level, config in (("task_encoder", self.encoder_config), ("macro_vae", self.vae_config)):
             if config:
                 self._settings[level] = Descent(config.lr, config.weight_decay, config.max_grad_norm)
-        check_levels(self.encoder_config, self.vae_config, self.ppo)
-        check_training(gradients, self.encoder_config, self.vae_config, self.ppo, self.acting)
+        check_levels(gradients, self.encoder_config, self.vae_config, self.ppo, self.acting)
         configs: dict[str, Any] = {
             "task_encoder": self.encoder_config,
             "macro_vae": self.vae_config,

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
 from hmrl.system.terminal import outlive_output
 from hmrl.training.callbacks import (
@@ -23,8 +25,7 @@ from hmrl.training.callbacks import (
 from hmrl.training.checkpoint import AtomicCheckpointIO
 from hmrl.training.lightning_private import last_is
 from hmrl.training.loggers import WandbConfig, loggers
-from hmrl.training.prechecks import check_trainer
-from hmrl.training.processes import accelerator_for, settle, strategy_for
+from hmrl.training.processes import launch_options, settle
 from hmrl.training.run_directory import checkpoint_dir, newest_checkpoint
 
 # One epoch is one iteration and the budget ends the run; the sanity check would step environments.
@@ -45,20 +46,74 @@ BEST_DEFAULTS: dict[str, Any] = {
     "save_on_train_epoch_end": True,
 }
 
+_NOT_STOPPED = "neither the budget nor Ctrl-C would end training; set budget.env_steps instead"
+_WHOLE = "an evaluation must be whole, or its numbers are not what its protocol says"
+_NORMS = "each level has a max_grad_norm"
+# What must be left alone where a batch is an iteration and levels learn in turn: values that may be, and why.
+_RIGHT: dict[str, tuple[tuple[str, ...], str]] = {
+    "max_epochs": (("-1",), "set budget.env_steps instead, which ends with an evaluation"),
+    "max_steps": (("-1",), "it counts steps of optimizers; set budget.env_steps instead"),
+    "min_epochs": (("None", "0"), _NOT_STOPPED),
+    "min_steps": (("None", "0"), _NOT_STOPPED),
+    "max_time": (
+        ("None",),
+        "it counts the run's whole life, so that a run that is continued would end at once; start hmrl with "
+        "timeout -s TERM, or let SLURM send a signal (#SBATCH --signal)",
+    ),
+    "fast_dev_run": (("False", "0"), f"{_WHOLE}; try --config smoke instead"),
+    "overfit_batches": (("0", "0.0"), "fix goals with data.goals_per_family instead"),
+    "limit_train_batches": (("None", "1", "1.0"), "an iteration is a single batch"),
+    "limit_val_batches": (("None", "1.0", "0", "0.0"), f"{_WHOLE}; set data.validation.goals instead"),
+    "limit_test_batches": (("None", "1.0"), f"{_WHOLE}; set data.test.goals instead"),
+    "num_sanity_val_steps": (("0",), "it would print a part of an evaluation as if it were one"),
+    "val_check_interval": (("None", "1", "1.0"), "set trainer.check_val_every_n_epoch instead"),
+    "accumulate_grad_batches": (("1",), "set data.envs_per_family instead"),
+    "gradient_clip_val": (("None", "0", "0.0"), _NORMS),
+    "gradient_clip_algorithm": (("None",), _NORMS),
+    "precision": (("None", "32", "32-true"), "agents act in it, and PPO's ratios compare with that"),
+    "default_root_dir": (("None",), "set run_dir instead, where runs are continued from"),
+    "enable_checkpointing": (
+        ("None", "True"),
+        "a run is continued from its checkpoints; set best_checkpoint.save_top_k to 0, or "
+        "last_checkpoint.every_n_iterations to many, to write fewer",
+    ),
+    "barebones": (("False",), "nothing would be logged or saved"),
+    "model_registry": (("None",), "copy the files in run_dir/checkpoints instead"),
+}
 
-def fixed_options() -> dict[str, Any]:
-    """Trainer arguments that are not the user's to choose."""
+
+def complete_options(given: Mapping[str, Any], callbacks: Iterable[Callback]) -> dict[str, Any]:
+    """Arguments of Lightning's trainer as they must be here.
+
+    Args:
+        given: the user's.
+        callbacks: ours.
+
+    Raises:
+        UserError: naming the one that would break training or evaluation, and what to use instead.
+    """
+    for name, (right, why) in _RIGHT.items():
+        if name in given and str(given[name]) not in right:
+            words = " or ".join(right).replace("None", "null")
+            raise UserError(f"trainer.{name} is {given[name]}, but it must be {words}: {why}")
+    if (every := given.get("check_val_every_n_epoch")) is not None and every < 1:
+        raise UserError(f"trainer.check_val_every_n_epoch is {every}, but it must be 1 or more (iterations)")
+    plugins = given.get("plugins") or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    if not all(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        raise UserError(
+            f"trainer.plugins is {plugins}, but it must be null, or a ClusterEnvironment: precision and the "
+            "writing of checkpoints are not to be changed"
+        )
     torch.set_flush_denormal(True)
     torch.backends.cudnn.allow_tf32 = False  # of ten bits: y in learning would not be y in acting
-    return {"plugins": [AtomicCheckpointIO()]}
-
-
-def hide_bar(options: dict[str, Any], callbacks: Iterable[Callback]) -> None:
-    """Without a progress bar, ours stays, which also logs times; Lightning would refuse it."""
-    if options.get("enable_progress_bar") is False:
+    options = {**given, **launch_options(given)}
+    options["plugins"] = [*plugins, AtomicCheckpointIO()]
+    if given.get("enable_progress_bar") is False:  # ours stays, and logs times; Lightning would refuse it
         options["enable_progress_bar"] = True
         for bar in (callback for callback in callbacks if isinstance(callback, EnvStepsProgressBar)):
             bar.shown = False
+    return options
 
 
 def make_trainer(
@@ -90,7 +145,6 @@ def make_trainer(
     """
     outlive_output()
     run_dir = str(local_path(run_dir, "run_dir").absolute())  # wherever the process goes
-    check_trainer(TRAINER_DEFAULTS | kwargs)
     folder = checkpoint_dir(run_dir)
     ours: list[Callback] = [
         RunDirectory(run_dir, overwrite),
@@ -101,19 +155,9 @@ def make_trainer(
         ModelCheckpoint(folder, **BEST_DEFAULTS),
         LastCheckpoint(folder),
     ]
-    options = {**TRAINER_DEFAULTS, "default_root_dir": run_dir, **kwargs}
-    own = options.get("plugins") or []
-    options["plugins"] = [*(own if isinstance(own, list) else [own]), *fixed_options()["plugins"]]
-    hide_bar(options, ours)
+    options = complete_options(TRAINER_DEFAULTS | kwargs, ours) | {"default_root_dir": run_dir}
     if "logger" not in options:
         options["logger"] = loggers(run_dir, wandb, settings)
-    options["accelerator"] = accelerator_for(options.get("accelerator", "auto"))
-    options["strategy"] = strategy_for(
-        options.get("strategy", "auto"),
-        options["accelerator"],
-        options.get("devices", "auto"),
-        options.get("num_nodes", 1),
-    )
     trainer = pl.Trainer(callbacks=[*ours, *(callbacks or [])], **options)
     settle(trainer)
     last_is(trainer, partial(newest_checkpoint, run_dir))

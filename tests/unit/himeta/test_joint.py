@@ -202,14 +202,14 @@ def test_a_continuous_belief_is_memory_without_categories() -> None:
     ("changes", "said"),
     [
         ({"gradients": "both"}, "model.gradients is 'both': use isolated or joint"),
-        ({"gradients": "joint", "acting": Acting(task_belief="sample")}, "use probabilities and mean"),
+        ({"gradients": "joint", "ppo": {"latents": "acted"}}, "y and z are made anew when learning"),
         (
             {"task_encoder": encoder_config(belief="continuous")},
-            r"belief is continuous and has no categories: set model\.task_encoder\.categorical_coef",
+            r"model\.task_encoder\.categorical_coef is .*, but a continuous .*belief has no categories",
         ),
         (
             {"task_encoder": encoder_config(**RL2), "macro_vae": vae_config(goal="sub_task")},
-            "a continuous model.task_encoder.belief has no sub-tasks",
+            "with a continuous belief, there are no sub-tasks",
         ),
         ({"macro_interval": 0}, "model.macro_interval is 0"),
     ],

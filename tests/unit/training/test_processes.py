@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from hmrl.system.errors import UserError
-from hmrl.training.processes import accelerator_for, process_count, strategy_for
+from hmrl.training.lightning_private import devices_of
+from hmrl.training.processes import launch_options, settle
 
 DDP = "ddp_find_unused_parameters_true"
 
@@ -23,6 +26,11 @@ def _no_launcher_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def gpus(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+def strategy_for(strategy: Any, accelerator: Any, devices: Any, num_nodes: int) -> Any:
+    given = {"strategy": strategy, "accelerator": accelerator, "devices": devices, "num_nodes": num_nodes}
+    return launch_options(given)["strategy"]
 
 
 # --- strategies ----------------------------------------------------------------------------------
@@ -51,11 +59,12 @@ def test_automatically_one_process_needs_nothing(accelerator: Any, devices: Any)
     assert strategy_for("auto", accelerator, devices, 1) == "auto"
 
 
-def test_apples_gpus_are_not_chosen_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert accelerator_for("auto") == "cpu"
-    assert accelerator_for("gpu") == "gpu"
+def test_apples_gpus_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch_options({})["accelerator"] == "cpu"
     gpus(1, monkeypatch)
-    assert accelerator_for("auto") == "auto"
+    assert (
+        launch_options({})["accelerator"] == launch_options({"accelerator": "gpu"})["accelerator"] == "cuda"
+    )
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -89,7 +98,7 @@ def test_a_strategy_under_which_levels_drift_apart_is_refused(strategy: Any, dev
     ids=lambda s: s if isinstance(s, str) else "object",
 )
 def test_a_strategy_that_copies_this_process_is_refused_for_that(strategy: Any) -> None:
-    with pytest.raises(UserError, match="which starts processes as copies of this one"):
+    with pytest.raises(UserError, match=f"which starts processes as copies of this one.* use auto or {DDP}"):
         strategy_for(strategy, "cpu", 2, 1)
 
 
@@ -125,7 +134,7 @@ def test_a_process_for_every_device_that_is_asked_for(
     accelerator: Any, devices: Any, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus(4, monkeypatch)
-    assert process_count(accelerator, devices) == count
+    assert devices_of(accelerator, devices, 1) == count
     assert strategy_for("auto", accelerator, devices, 1) == (DDP if count > 1 else "auto")
 
 
@@ -135,74 +144,63 @@ def test_more_devices_than_there_are_gpus_are_refused(
     accelerator: str, devices: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus(4, monkeypatch)
-    with pytest.raises(UserError, match=f"trainer.devices is {devices}: use 1 to 4"):
+    with pytest.raises(UserError, match=f"trainer.devices {devices}, trainer.num_nodes 1: "):
         strategy_for("auto", accelerator, devices, 1)
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
 def test_a_gpu_where_there_is_none_is_refused(accelerator: str) -> None:
-    with pytest.raises(UserError, match=f"trainer.accelerator is {accelerator}, but .* no GPU"):
+    with pytest.raises(UserError, match=f"trainer.accelerator {accelerator}, .*can not run on your system"):
         strategy_for("auto", accelerator, 1, 1)
 
 
 @pytest.mark.parametrize("devices", [0, "0", -3])
 def test_no_process_at_all_is_refused(devices: Any) -> None:
-    with pytest.raises(UserError, match=f"trainer.devices is {devices}: use 1 or more"):
+    with pytest.raises(UserError, match=f"trainer.devices {devices}, .*devices"):
         strategy_for("auto", "cpu", devices, 1)
 
 
-# --- processes that a launcher has started -------------------------------------------------------
+# --- processes that srun has not started ---------------------------------------------------------
 
 
-def launched(by: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torchrun or srun leave in the environment."""
-    if by == "torchrun":
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-        monkeypatch.setenv("WORLD_SIZE", str(count))
-    else:
-        monkeypatch.setenv("SLURM_NTASKS", str(count))
-        monkeypatch.setenv("SLURM_JOB_ID", "7")
-        monkeypatch.setenv("SLURM_JOB_NAME", "train")
-        monkeypatch.setenv("SLURM_STEP_ID", "0")
-
-
-@pytest.mark.parametrize("by", ["torchrun", "srun"])
-@pytest.mark.parametrize(("devices", "num_nodes"), [(1, 1), (2, 1), (1, 2), (4, 2), (8, 1)])
-def test_a_launcher_must_start_as_many_processes_as_are_expected(
-    by: str, devices: int, num_nodes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launched(by, 4, monkeypatch)
-    expected = f"{by} started 4 process.*trainer.devices x trainer.num_nodes is {devices} x {num_nodes}"
-    with pytest.raises(UserError, match=expected):
-        strategy_for("auto", "cpu", devices, num_nodes)
-
-
-@pytest.mark.parametrize("by", ["torchrun", "srun"])
-@pytest.mark.parametrize(("devices", "num_nodes"), [(4, 1), (2, 2), (1, 4)])
-def test_processes_of_a_launcher_that_are_expected_are_right(
-    by: str, devices: int, num_nodes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launched(by, 4, monkeypatch)
-    assert strategy_for("auto", "cpu", devices, num_nodes) == DDP
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A script in a job of four tasks."""
+    for name, value in (("NTASKS", "4"), ("JOB_ID", "7"), ("JOB_NAME", "train")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    return monkeypatch
 
 
 @pytest.mark.parametrize(("tasks", "devices"), [(4, 1), (4, 4), (1, 2)])
 def test_a_script_in_a_slurm_job_that_srun_did_not_start_is_told_what_to_unset(
-    tasks: int, devices: int, monkeypatch: pytest.MonkeyPatch
+    tasks: int, devices: int, slurm: pytest.MonkeyPatch
 ) -> None:
-    launched("srun", tasks, monkeypatch)
-    monkeypatch.delenv("SLURM_STEP_ID")
+    slurm.setenv("SLURM_NTASKS", str(tasks))
     with pytest.raises(UserError, match=f"SLURM_NTASKS is {tasks} .*unset SLURM_NTASKS"):
         strategy_for("auto", "cpu", devices, 1)
 
 
-def test_one_task_needs_no_srun(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched("srun", 1, monkeypatch)
-    monkeypatch.delenv("SLURM_STEP_ID")
+def test_one_task_needs_no_srun(slurm: pytest.MonkeyPatch) -> None:
+    slurm.setenv("SLURM_NTASKS", "1")
     assert strategy_for("auto", "cpu", 1, 1) == "auto"
 
 
-def test_a_shell_in_a_slurm_job_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched("srun", 4, monkeypatch)
-    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+def test_what_srun_starts_and_a_shell_in_a_slurm_job_are_right(slurm: pytest.MonkeyPatch) -> None:
+    slurm.setenv("SLURM_STEP_ID", "0")
+    assert strategy_for("auto", "cpu", 4, 1) == DDP
+    slurm.delenv("SLURM_STEP_ID")
+    slurm.setenv("SLURM_JOB_NAME", "bash")
     assert strategy_for("auto", "cpu", 2, 1) == DDP
+
+
+def test_a_launcher_must_start_as_many_processes_as_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    expected = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in expected.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(
+        trainer._accelerator_connector, "cluster_environment", TorchElasticEnvironment(), raising=True
+    )
+    with pytest.raises(UserError, match=r"does not fit the launcher.* world size \(4\)"):
+        settle(trainer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,16 +14,9 @@ from pytorch_lightning.plugins import MixedPrecision
 from hmrl.envs.wrappers.perturb import Change, Perturbation
 from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.system.errors import UserError
+from hmrl.training.checkpoint import AtomicCheckpointIO
 from hmrl.training.datamodule import MetaWorldDataModule
-from hmrl.training.prechecks import (
-    check_best,
-    check_data,
-    check_evaluation_is_whole,
-    check_held,
-    check_seed,
-    check_trainer,
-)
-from hmrl.training.trainer import TRAINER_DEFAULTS, make_trainer
+from hmrl.training.trainer import TRAINER_DEFAULTS, complete_options, make_trainer
 
 NOISE = Perturbation(noise_std=0.1)
 GRID = {"backend": "gridworld", "horizon": 24, "test": EvaluationConfig(50, 5)}
@@ -82,7 +74,7 @@ def test_an_agent_is_tested_in_the_world_it_was_trained_in(
 ) -> None:
     data = MetaWorldDataModule(**here)
     with pytest.raises(UserError, match=re.escape(said)):
-        check_data(trained(**there), data, data.test)
+        data.check_world(trained(**there), data.test)
 
 
 @pytest.mark.parametrize(
@@ -101,42 +93,12 @@ def test_an_agent_is_tested_in_the_world_it_was_trained_in(
 )
 def test_what_evaluation_may_do_otherwise(there: dict[str, Any], here: dict[str, Any]) -> None:
     data = MetaWorldDataModule(**here)
-    check_data(trained(**there), data, data.test)
+    data.check_world(trained(**there), data.test)
 
 
 def test_a_checkpoint_that_does_not_say_is_not_compared() -> None:
     data = MetaWorldDataModule(goals_shown=True)
-    check_data({"hyper_parameters": {"seed": 1, "families": list(data.families)}}, data, data.test)
-
-
-def test_fixed_goals_are_kept_when_training_goes_on() -> None:
-    assert check_seed(3, 3, fixed_goals=True) is None
-    assert "seed 1; until here it had seed 3" in str(check_seed(3, 1, fixed_goals=False))
-    with pytest.raises(UserError, match="use --seed_everything 3"):
-        check_seed(3, 1, fixed_goals=True)
-
-
-def test_a_macro_action_ends_with_its_episode() -> None:
-    check_held(5, 12, episodes=1)
-    check_held(4, 12, episodes=3)
-    with pytest.raises(UserError, match=r"model.macro_interval is 5 .* 12 decisions"):
-        check_held(5, 12, episodes=3)
-
-
-@pytest.mark.parametrize("value", [1, 0, 0.5, 3])
-def test_an_evaluation_is_whole(value: float) -> None:
-    trainer = SimpleNamespace(limit_test_batches=1.0, limit_val_batches=value)
-    check_evaluation_is_whole(trainer, "test")
-    with pytest.raises(UserError, match=f"trainer.limit_val_batches is {value} "):
-        check_evaluation_is_whole(trainer, "validate")
-
-
-def test_one_best_checkpoint() -> None:
-    check_best(1)
-    check_best(0)
-    for count in (2, -1):
-        with pytest.raises(UserError, match=f"best_checkpoint.save_top_k is {count}: use 1"):
-            check_best(count)
+    data.check_world({"hyper_parameters": {"seed": 1, "families": list(data.families)}}, data.test)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +112,12 @@ def test_one_best_checkpoint() -> None:
         ("limit_train_batches", 0),
         ("limit_train_batches", 0.5),
         ("limit_val_batches", 1),
+        ("limit_val_batches", 0.5),
+        ("limit_test_batches", 0),
+        ("limit_test_batches", 1),
+        ("limit_test_batches", 0.5),
+        ("fast_dev_run", True),
+        ("check_val_every_n_epoch", 0),
         ("overfit_batches", 1),
         ("num_sanity_val_steps", None),
         ("num_sanity_val_steps", -1),
@@ -169,5 +137,11 @@ def test_what_would_break_training_is_refused_from_python_too(
 
 
 def test_harmless_options_of_the_trainer_pass() -> None:
-    check_trainer({**TRAINER_DEFAULTS, "limit_val_batches": 0, "limit_train_batches": 1, "precision": 32})
-    check_trainer({"limit_val_batches": 1.0, "plugins": [LightningEnvironment()], "min_epochs": None})
+    for options in (
+        {**TRAINER_DEFAULTS, "limit_val_batches": 0, "limit_train_batches": 1, "precision": 32},
+        {"limit_val_batches": 1.0, "limit_test_batches": 1.0, "min_epochs": None, "fast_dev_run": False},
+    ):
+        completed = complete_options({"accelerator": "cpu", **options}, ())
+        assert {name: completed[name] for name in options} == options
+    plugins = complete_options({"accelerator": "cpu", "plugins": [LightningEnvironment()]}, ())["plugins"]
+    assert [type(plugin) for plugin in plugins] == [LightningEnvironment, AtomicCheckpointIO]
