@@ -15,8 +15,8 @@ import torch
 from hmrl.envs.wrappers.perturb import Missing, Perturbation
 from hmrl.evaluation.baselines import AgentName
 from hmrl.evaluation.protocols import EvaluationConfig
-from hmrl.results.file import describe_protocol
 from hmrl.training.callbacks import SuccessRate
+from hmrl.training.callbacks.success_rate import describe_protocol
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.trainer import BEST_DEFAULTS, make_trainer
 from hmrl.types import Acting

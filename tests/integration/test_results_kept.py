@@ -10,7 +10,7 @@ import pytest
 
 from hmrl.cli.main import main
 from hmrl.evaluation.protocols import EvaluationConfig
-from hmrl.results.file import describe_protocol
+from hmrl.training.callbacks.success_rate import describe_protocol
 from hmrl.training.datamodule import MetaWorldDataModule
 from support.paths import CONFIGS, TINY
 

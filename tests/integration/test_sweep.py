@@ -289,5 +289,5 @@ def test_what_can_be_no_directory_is_refused(out: str, sweep_file: Path, command
 
 @pytest.mark.parametrize("path", sorted(Path("configs/sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_sweeps_that_come_along_can_be_read(path: Path, tmp_path: Path) -> None:
-    runs = read(path).expand(tmp_path)
+    runs = read(path, tmp_path)
     assert len({run.folder for run in runs}) == len(runs) > 1

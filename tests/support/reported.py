@@ -84,3 +84,49 @@ def write_seed(run: Path, seed: int) -> Path:
 def rising(last: float, *, rows: int = 20, every: float = 100_000) -> dict[float, float]:
     """A success rate that rises evenly to ``last`` at the last of ``rows`` iterations."""
     return {every * (i + 1): last * (i + 1) / rows for i in range(rows)}
+
+
+# Method -> seed -> success in reach, push (train) and drawer-open (test).
+SUCCESS = {
+    "three levels": {1: (0.5, 0.9, 0.4), 2: (0.6, 0.6, 0.2), 3: (0.3, 0.7, 0.3)},
+    "flat": {1: (0.4, 0.4, 0.4), 2: (0.6, 0.2, 0.6), 3: (0.1, 0.3, 0.5)},
+    "belief|less": {1: (0.2, 0.2, 0.1), 2: (0.2, 0.4, 0.0), 3: (0.0, 0.0, 0.2)},
+}
+
+
+def rates(reach: float, push: float, test: float) -> dict[str, list[float]]:
+    return {"train": [reach, push], "test": [test]}
+
+
+def metrics(reach: float, push: float, test: float, rows: int) -> dict[str, dict[float, float]]:
+    mean = (reach + push) / 2
+    return {
+        "rollout/success/reach": rising(reach, rows=rows),
+        "rollout/success/push": rising(push, rows=rows),
+        "rollout/success/mean": rising(mean, rows=rows),
+        "success/train/mean": {500_000.0: mean / 2, 1_000_000.0: mean},
+        "success/test/mean": {500_000.0: test / 2, 1_000_000.0: test},
+        "success/test/drawer-open": {500_000.0: test / 2, 1_000_000.0: test},
+        "vae/agreement": rising(0.7, rows=rows),
+        "vae/decoder_error": rising(0.5, rows=rows),
+        "vae/decoder_error_without_z": rising(0.6, rows=rows),
+        "latents/probe/z": {500_000.0: 0.2, 1_000_000.0: 0.3},
+        "latents/decoder_error/test": {500_000.0: 0.9, 1_000_000.0: 0.8},
+        "latents/decoder_error/train": {500_000.0: 0.7, 1_000_000.0: 0.6},
+    }
+
+
+def write_methods(folder: Path) -> list[str]:
+    """Three methods of three seeds, an expert and a random agent, as arguments of ``hmrl report``."""
+    arguments = []
+    for label, seeds in SUCCESS.items():
+        for seed, success in seeds.items():
+            run = write_seed(folder / f"{label[:4]}-seed{seed}", seed)
+            write_result(run, result(rates(*success)))
+            write_metrics(run, metrics(*success, rows=20))
+            arguments.append(f"{label}={run}")
+    for label, agent, value in (("script", "expert", 0.95), ("chance", "random", 0.05)):
+        content = result(rates(value, value, value), agent=agent, checkpoint=None, env_steps=0)
+        write_result(folder / label, content)
+        arguments.append(str(folder / label))
+    return arguments

@@ -82,7 +82,7 @@ def test_the_method_knows_neither_lightning_nor_simulators(module: str) -> None:
 
 
 def test_the_report_reads_files_of_whatever_version_and_knows_no_networks() -> None:
-    for module in (n for n in MODULES if n.startswith("hmrl.results.") and n != "hmrl.results.file"):
+    for module in (n for n in MODULES if n.startswith("hmrl.results.")):
         assert {package_of(other) for other in GRAPH[module]} <= {"results", "system", "types"}, module
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,7 +24,7 @@ from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
 from hmrl.training.run_directory import checkpoint_dir, newest_checkpoint
 
-_KEYS = {"base", "seeds", "fit", "test", "runs"}
+_KINDS = {"base": list, "seeds": list, "runs": dict, "fit": dict, "test": dict}
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,11 @@ class Run:
     """One training run and its test.
 
     Args:
-        name: ``METHOD-seedN``, its folder's name.
         fit: arguments of ``hmrl fit``.
         test: arguments of ``hmrl test``.
-        folder: run directory.
+        folder: run directory, ``METHOD-seedN``.
     """
 
-    name: str
     fit: list[str]
     test: list[str]
     folder: Path
@@ -49,11 +47,8 @@ class Run:
 
     def trained(self) -> bool:
         """Whether its budget is used up; training that is asked to stop ends well before that, too."""
-        from hmrl.training.checkpoint import (  # PyTorch, which --help does without
-            env_steps_of,
-            load,
-            weights_path,
-        )
+        # PyTorch, which --help does without
+        from hmrl.training.checkpoint import env_steps_of, load, weights_path
 
         weights = weights_path(Path(checkpoint_dir(self.folder)) / "last.ckpt")
         if not weights.is_file():
@@ -62,104 +57,74 @@ class Run:
         return env_steps_of(load(weights)) >= budget
 
 
-@dataclass
-class Sweep:
-    """What a sweep file asks for.
+def read(path: Path, out: Path, only: Sequence[str] = ()) -> list[Run]:
+    """Every run of a sweep file, seed by seed: a sweep that is stopped early has a little of every method.
+
+    The file has ``base`` (configuration files under every run), ``seeds`` (one run each) and ``runs`` (by
+    method its overlays, or a mapping with ``config``, overlays, and ``set``, settings by dotted name). It may
+    have ``fit`` and ``test`` (settings by dotted name, for every run's training and test).
 
     Args:
-        base: configuration files under every run.
-        seeds: one run each.
-        fit, test: settings by dotted name, for every run's training and test.
-        runs: by method, its overlays, or a mapping with ``config`` (overlays) and ``set`` (settings by
-            dotted name).
-    """
-
-    base: list[str]
-    seeds: list[int]
-    runs: dict[str, Any]
-    fit: dict[str, Any] = field(default_factory=dict)
-    test: dict[str, Any] = field(default_factory=dict)
-
-    def expand(self, out: Path, only: Sequence[str] | None = None) -> list[Run]:
-        """Every run, seed by seed, so that a sweep that is stopped early has a little of every method."""
-        if unknown := set(only or ()) - self.runs.keys():
-            raise UserError(
-                f"--only names {', '.join(sorted(unknown))}, but the sweep has {', '.join(self.runs)}"
-            )
-        chosen = {name: value for name, value in self.runs.items() if not only or name in only}
-        return [self._run(name, value, seed, out) for seed in self.seeds for name, value in chosen.items()]
-
-    def _run(self, name: str, value: Any, seed: int, out: Path) -> Run:
-        own: Mapping[str, Any] = value if isinstance(value, Mapping) else {"config": value or []}
-        own = {"config": [], "set": {}, **own}
-        if odd := own.keys() - {"config", "set"}:
-            raise UserError(f"runs.{name} has the key {sorted(odd)[0]!r}: use config and set")
-        if not isinstance(own["config"], list) or not isinstance(own["set"], Mapping):
-            raise UserError(
-                f"runs.{name} is {value!r}, but it must be a list of overlays, or a mapping with the list "
-                "config and the mapping set"
-            )
-        folder = out / f"{name}-seed{seed}"
-        files = [
-            config_file(file) if isinstance(file, str) else file for file in [*self.base, *own["config"]]
-        ]
-        for file in files:
-            if not isinstance(file, str) or not Path(file).is_file():
-                raise UserError(f"runs.{name} names {file}, which is no file here")
-        common = [part for file in files for part in ("--config", file)]
-        common += ["--run_dir", str(folder), "--seed_everything", str(seed)]
-        extra = _arguments(own["set"])
-        weights = str(Path(checkpoint_dir(folder)) / "last.weights.ckpt")
-        return Run(
-            folder.name,
-            ["fit", *common, *_arguments(self.fit), *extra, "--ckpt_path", "last"],
-            ["test", *common, *_arguments(self.test), *_of_data(own["set"]), "--ckpt_path", weights],
-            folder,
-        )
-
-
-def _arguments(settings: Mapping[str, Any]) -> list[str]:
-    """``{"a.b": [1]}`` -> ``["--a.b", "[1]"]``; JSON is YAML."""
-    return [part for key, value in settings.items() for part in (f"--{key}", _word(value))]
-
-
-def _of_data(settings: Mapping[str, Any]) -> list[str]:
-    """What a test needs of a run's own settings; the model's are in the checkpoint."""
-    return _arguments({key: value for key, value in settings.items() if key.startswith("data.")})
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def read(path: Path) -> Sweep:
-    """A sweep file.
+        path: the file.
+        out: folder of the run directories.
+        only: these methods; all if empty.
 
     Raises:
-        UserError: if it is not one.
+        UserError: if it is none, or lacks a method.
     """
     if not path.is_file():
         raise UserError(f"there is no sweep file at {path}")
     content = read_yaml(path)
-    if (
-        not isinstance(content, dict)
-        or content.keys() - _KEYS
-        or not {"base", "seeds", "runs"} <= content.keys()
-    ):
+    keys = content.keys() if isinstance(content, dict) else set()
+    if keys - _KINDS.keys() or not keys >= {"base", "seeds", "runs"}:
         raise UserError(
             f"{path} must have the keys base, seeds and runs, may have fit and test, and no other"
         )
-    types = {"base": list, "seeds": list, "runs": dict, "fit": dict, "test": dict}
     for key, value in content.items():
-        if not isinstance(value, types[key]):
-            kind = "a list" if types[key] is list else "a mapping"
+        if not isinstance(value, _KINDS[key]):
+            kind = "a list" if _KINDS[key] is list else "a mapping"
             raise UserError(f"{path} has {key} {value!r}, but it must be {kind}")
-    if not all(type(seed) is int and seed >= 0 for seed in content["seeds"]):
-        raise UserError(f"{path} has seeds {content['seeds']}: use integers from 0 on")
-    sweep = Sweep(**content)
-    if not sweep.seeds or not sweep.runs or len(set(sweep.seeds)) < len(sweep.seeds):
+    seeds, runs = content["seeds"], content["runs"]
+    if not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise UserError(f"{path} has seeds {seeds}: use integers from 0 on")
+    if not seeds or not runs or len(set(seeds)) < len(seeds):
         raise UserError(f"{path} must name one or more runs, and one or more different seeds")
-    return sweep
+    if unknown := set(only) - runs.keys():
+        raise UserError(f"--only names {', '.join(sorted(unknown))}, but the sweep has {', '.join(runs)}")
+    return [_run(content, name, seed, out) for seed in seeds for name in runs if not only or name in only]
+
+
+def _run(sweep: Mapping[str, Any], name: str, seed: int, out: Path) -> Run:
+    value = sweep["runs"][name]
+    own: dict[str, Any] = {"config": [], "set": {}} | (
+        value if isinstance(value, dict) else {"config": value or []}
+    )
+    if odd := own.keys() - {"config", "set"}:
+        raise UserError(f"runs.{name} has the key {sorted(odd)[0]!r}: use config and set")
+    if not isinstance(own["config"], list) or not isinstance(own["set"], dict):
+        raise UserError(
+            f"runs.{name} is {value!r}, but it must be a list of overlays, or a mapping with the list "
+            "config and the mapping set"
+        )
+    folder = out / f"{name}-seed{seed}"
+    common = []
+    for file in [*sweep["base"], *own["config"]]:
+        if not isinstance(file, str) or not Path(config_file(file)).is_file():
+            raise UserError(f"runs.{name} names {file}, which is no file here")
+        common += ["--config", config_file(file)]
+    common += ["--run_dir", str(folder), "--seed_everything", str(seed)]
+    # What a test needs of a run's own settings; the model's are in the checkpoint.
+    of_data = {key: value for key, value in own["set"].items() if key.startswith("data.")}
+    weights = str(Path(checkpoint_dir(folder)) / "last.weights.ckpt")
+    fit = [*common, *_arguments(sweep.get("fit", {})), *_arguments(own["set"])]
+    test = [*common, *_arguments(sweep.get("test", {})), *_arguments(of_data)]
+    return Run(["fit", *fit, "--ckpt_path", "last"], ["test", *test, "--ckpt_path", weights], folder)
+
+
+def _arguments(settings: Mapping[str, Any]) -> list[str]:
+    """``{"a.b": [1]}`` -> ``["--a.b", "[1]"]``; JSON is YAML."""
+    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return [part for key, word in words.items() for part in (f"--{key}", word)]
 
 
 class Runner:
@@ -180,20 +145,18 @@ class Runner:
         started = time.monotonic()
         todo = [run for run in self._runs if not run.finished()]
         print(f"{len(self._runs)} runs, {len(self._runs) - len(todo)} finished before", flush=True)
-        done = 0
         shares: SimpleQueue[list[int]] = SimpleQueue()
         for job in range(self._jobs):
             shares.put(share_of_cores(job, self._jobs))
         with ThreadPoolExecutor(self._jobs, initializer=lambda: keep_to(shares.get())) as pool:
             results = pool.map(self._one, todo)
             try:
-                for run, good in zip(todo, results, strict=True):
-                    done += 1
+                for done, (run, good) in enumerate(zip(todo, results, strict=True), 1):
                     left = (time.monotonic() - started) / done * (len(todo) - done) / 60
                     state = "finished" if good else "FAILED: see log.txt there"
                     print(f"[{done}/{len(todo)}] {run.folder} {state}; about {left:.0f} min left", flush=True)
                     if not good:
-                        self.failed.append(run.name)
+                        self.failed.append(run.folder.name)
             except KeyboardInterrupt:
                 self._stop.set()
                 for process in tuple(self._processes):
@@ -246,7 +209,7 @@ def main(args: Sequence[str]) -> None:
     folder = partial(local_path, name="--out")
     parser.add_argument("--out", type=folder, required=True, help="folder for METHOD-seedN and report/")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="only these (default: all)")
+    parser.add_argument("--only", nargs="+", default=(), metavar="METHOD", help="only these (default: all)")
     parser.add_argument(
         "--keep_checkpoints", action="store_true", help="keep more than weights of finished runs"
     )
@@ -254,15 +217,14 @@ def main(args: Sequence[str]) -> None:
     options = parser.parse_args(args)
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}: use 1 or more")
-    runs = read(Path(config_file(str(options.file)))).expand(options.out, options.only)
+    runs = read(Path(config_file(str(options.file))), options.out, options.only)
     if options.dry_run:
         lines = (" ".join(["finished" if run.finished() else "to do", "hmrl", *run.fit]) for run in runs)
         print(*lines, sep="\n")
         return
     runner = Runner(runs, options.jobs, options.keep_checkpoints)
     runner()
-    finished = [str(run.folder) for run in runs if run.finished()]
-    if finished:
+    if finished := [str(run.folder) for run in runs if run.finished()]:
         report([*finished, "--out", str(options.out / "report")])
     if runner.failed:
         raise UserError(

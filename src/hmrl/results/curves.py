@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from hmrl.results.methods import Method, curve, families_of, success
-from hmrl.results.reading import SPLITS
-from hmrl.results.statistics import Estimate
-from hmrl.results.tables import tested
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from hmrl.results.runs import SPLITS, Runs
+from hmrl.results.statistics import align, interval, trailing_mean
 from hmrl.system.errors import UserError
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_PALETTE = "petroff10"  # told apart with any colour vision (Petroff, 2021)
-_LARGE_PALETTE = "tab20"  # where that is too small
 _RELATIVE = "relative to predicting no motion"
 _MANY = 4  # bars side by side
 _SPARSE = 30  # so few points are marked
@@ -26,21 +23,13 @@ _MARKS: dict[str, Literal["--", ":"]] = {"ceiling": "--", "floor": ":"}
 
 
 class Panel(NamedTuple):
-    """One set of axes with a curve a method.
-
-    Args:
-        title: above it.
-        unit: of the vertical axis.
-        metrics: columns of ``metrics.csv``; the first is solid, the second dashed.
-        window: environment steps of the trailing mean.
-        rate: whether values lie in [0, 1].
-    """
+    """One set of axes with a curve a method."""
 
     title: str
-    unit: str
-    metrics: tuple[str, ...]
-    window: float = 0.0
-    rate: bool = True
+    unit: str  # of the vertical axis
+    metrics: tuple[str, ...]  # columns of metrics.csv; the first is solid, the second dashed
+    window: float = 0.0  # environment steps of the trailing mean
+    rate: bool = True  # whether values lie in [0, 1]
 
 
 _DIAGNOSTICS = (
@@ -63,220 +52,190 @@ _LATENTS = {
 }
 
 
-def colours(methods: Sequence[Method]) -> dict[str, Any]:
-    """Label -> colour, the same in all figures; ceilings and floors have none.
+def colours(runs: Runs) -> dict[str, Any]:
+    """Method -> colour, the same in all figures; ceilings and floors have none.
 
     Raises:
         UserError: for more methods than there are colours to tell them apart.
     """
-    import matplotlib as mpl
-
-    labels = [method.label for method in methods if not method.role]
-    palette = mpl.color_sequences[_PALETTE]
-    if len(labels) > len(palette):
-        palette = mpl.color_sequences[_LARGE_PALETTE]
-    if len(labels) > len(palette):
-        raise UserError(
-            f"{len(labels)} methods are too many to tell apart: at most {len(palette)} in a report"
-        )
-    return dict(zip(labels, palette, strict=False))
+    count = len(runs.proper)
+    # The first is told apart with any colour vision (Petroff, 2021).
+    palette = mpl.color_sequences["petroff10" if count <= 10 else "tab20"]
+    if count > len(palette):
+        raise UserError(f"{count} methods are too many to tell apart: at most {len(palette)} in a report")
+    return dict(zip(runs.proper, palette, strict=False))
 
 
-def learning_curves(methods: Sequence[Method], evaluation: str, window: float) -> Figure | None:
-    """Mean over families: training rollouts, and evaluations of train and test families.
+def learning(runs: Runs, evaluation: str, window: float) -> dict[str, Figure | None]:
+    """What was logged in training, by the name of the figure.
+
+    ``learning``: means over families. ``families``: each family, train ones of rollouts, test ones of
+    evaluations. ``diagnostics``: how macro-action and belief are used, and every column ``latents/...``,
+    train and test families in one panel.
 
     Args:
-        methods: what to draw.
+        runs: what to draw.
         evaluation: the evaluations' metric, as ``success``.
         window: of the rollouts' trailing mean, in environment steps.
     """
-    panels = [
+    means = [
         Panel("train families, rollouts", "success rate", ("rollout/success/mean",), window),
         Panel("train families, evaluation", "success rate", (f"{evaluation}/train/mean",)),
         Panel("test families, evaluation", "success rate", (f"{evaluation}/test/mean",)),
     ]
-    return _grid(panels, methods, columns=3)
-
-
-def family_curves(methods: Sequence[Method], evaluation: str, window: float) -> Figure | None:
-    """A panel a family: rollouts of train families, evaluations of test families."""
-    panels = [
-        *(
-            Panel(f"train: {family}", "success rate", (f"rollout/success/{family}",), window)
-            for family in families_of(methods, "train")
-        ),
-        *(
-            Panel(f"test: {family}", "success rate", (f"{evaluation}/test/{family}",))
-            for family in families_of(methods, "test")
-        ),
-    ]
-    return _grid(panels, methods, columns=5)
-
-
-def diagnostics(methods: Sequence[Method]) -> Figure | None:
-    """How macro-action and belief are used, and every column ``latents/...``, train and test in one panel."""
-    logged = {metric for method in methods for run in method.runs for metric in run.metrics}
-    stems = {re.sub("/(train|test)$", "", metric) for metric in logged if metric.startswith("latents/")}
+    train, test = (runs.families.get(split, ()) for split in SPLITS)
+    families = [Panel(f"train: {f}", "success rate", (f"rollout/success/{f}",), window) for f in train]
+    families += [Panel(f"test: {f}", "success rate", (f"{evaluation}/test/{f}",)) for f in test]
     latents = []
-    for stem in sorted(stems):
-        _, name, *_ = stem.split("/")
+    logged = {name for name in runs.metrics if name.startswith("latents/")}
+    for stem in sorted({re.sub("/(train|test)$", "", name) for name in logged}):
+        name = stem.split("/")[1]
         splits = (f"{stem}/train", f"{stem}/test")
         both = logged & {*splits}
         title = stem.removeprefix("latents/") + (" (dashed: test families)" if both else "")
-        metrics = splits if both else (stem,)
-        latents.append(Panel(title, _LATENTS.get(name, name), metrics, rate=name == "probe"))
-    return _grid([*_DIAGNOSTICS, *latents], methods, columns=3)
+        unit, metrics = _LATENTS.get(name, name), splits if both else (stem,)
+        latents.append(Panel(title, unit, metrics, rate=name == "probe"))
+    return {
+        "learning": _grid(means, runs, columns=3),
+        "families": _grid(families, runs, columns=5),
+        "diagnostics": _grid([*_DIAGNOSTICS, *latents], runs, columns=3),
+    }
 
 
-def _grid(panels: Sequence[Panel], methods: Sequence[Method], columns: int) -> Figure | None:
+def _grid(panels: Sequence[Panel], runs: Runs, columns: int) -> Figure | None:
     """A figure of the panels that some method has data for; None without any."""
-    from matplotlib.figure import Figure
+    colour = colours(runs)
 
-    methods = [method for method in methods if not method.role]
-    colour = colours(methods)
-    drawn = [m for m in methods if any(m.series(metric) for panel in panels for metric in panel.metrics)]
-    panels = [p for p in panels if any(method.series(metric) for method in drawn for metric in p.metrics)]
+    def there(panels: Iterable[Panel], methods: Iterable[str]) -> bool:
+        return any(runs.series(method, name) for method in methods for p in panels for name in p.metrics)
+
+    drawn = [method for method in runs.proper if there(panels, [method])]
+    panels = [panel for panel in panels if there([panel], drawn)]
     if not panels:
         return None
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.0 * columns + 0.4, 2.5 * rows + 0.6), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis, panel in zip(axes, panels, strict=False):
+    for axis in axes[len(panels) :]:
+        axis.axis("off")
+    axes = axes[: len(panels)]
+    for axis, panel in zip(axes, panels, strict=True):
         for method in drawn:
-            _draw(axis, panel, method, colour[method.label])
-        axis.set_title(panel.title, fontsize=9)
+            _draw(axis, panel, runs, method, colour[method])
         axis.set_ylabel(panel.unit, fontsize=8)
         axis.set_xlabel("environment steps, millions", fontsize=8)
         if panel.rate:
             axis.set_ylim(-0.03, 1.03)
         elif panel.unit == _RELATIVE:  # an untrained decoder's thousands would flatten all that follows
             axis.set_ylim(top=min(axis.get_ylim()[1], 2.0))
-        _plain(axis)
-    right = max(axis.get_xlim()[1] for axis in axes[: len(panels)])
-    for axis in axes[: len(panels)]:
+        _plain(axis, panel.title)
+    right = max(axis.get_xlim()[1] for axis in axes)
+    for axis in axes:
         axis.set_xlim(0, right)
-    for axis in axes[len(panels) :]:
-        axis.axis("off")
-    _legend(figure, drawn, colour)
+    _legend(figure, runs, drawn)
     return figure
 
 
-def _draw(axis: Axes, panel: Panel, method: Method, colour: Any) -> None:
+def _draw(axis: Axes, panel: Panel, runs: Runs, method: str, colour: Any) -> None:
+    """Means over seeds of trailing means, and their intervals over seeds, or the range of two."""
     for metric, style in zip(panel.metrics, ("-", "--"), strict=False):
-        found = curve(method.series(metric), panel.window)
-        if found is None:
+        if not (logs := runs.series(method, metric)):
             continue
-        millions = found.steps / 1e6
-        marker = "o" if len(millions) < _SPARSE and not panel.window else None
-        axis.plot(millions, found.mean, style, color=colour, linewidth=1.5, marker=marker, markersize=3)
-        if found.low is not None and found.high is not None:
-            axis.fill_between(millions, found.low, found.high, color=colour, alpha=0.2, linewidth=0)
+        grid, values = align([(steps, trailing_mean(steps, log, panel.window)) for steps, log in logs])
+        if not len(grid):
+            continue
+        marker = "o" if len(grid) < _SPARSE and not panel.window else None
+        axis.plot(grid / 1e6, values.mean(0), style, color=colour, linewidth=1.5, marker=marker, markersize=3)
+        if ends := interval(values):
+            axis.fill_between(grid / 1e6, *ends, color=colour, alpha=0.2, linewidth=0)
 
 
-def success_bars(methods: Sequence[Method], protocol: str) -> Figure:
+def success_bars(runs: Runs, protocol: str) -> Figure:
     """Success per family and mean, train and test families apart; ceiling and floor as thin marks."""
-    from matplotlib.figure import Figure
-
-    columns = tested(methods, protocol)
-    groups = {split: (*families, "mean") for split in SPLITS if (families := families_of(methods, split))}
-    bars = [method for method, _ in columns if not method.role]
+    methods = runs.tested(protocol)
+    bars = [method for method in methods if method in runs.proper]
     width = 0.8 / max(1, len(bars))
-    counts = list(map(len, groups.values()))
+    counts = [len(families) + 1 for families in runs.families.values()]
     if len(bars) > _MANY:  # above each other, so that names can be read
-        size = (1.5 + max(counts) * 0.11 * len(bars), 3.5 * len(groups))
+        size = (1.5 + max(counts) * 0.11 * len(bars), 3.5 * len(counts))
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(len(groups), 1, squeeze=False)
+        axes = figure.subplots(len(counts), 1, squeeze=False)
     else:
         figure = Figure(figsize=(1.5 + sum(counts) * max(0.5, 0.22 * len(bars)), 3.8), layout="constrained")
-        axes = figure.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=counts)
-    colour = colours(methods)
-    for axis, (split, names) in zip(axes.flat, groups.items(), strict=True):
-        for method, results in columns:
-            found = [success(results, split, name) for name in names]
-            if method.role:
-                for i, estimate in enumerate(found):
-                    if estimate:
-                        axis.hlines(
-                            estimate.value, i - 0.45, i + 0.45, "black", _MARKS[method.role], linewidth=1
-                        )
-            else:
-                left = -0.4 + width * (bars.index(method) + 0.5)
-                _bars(axis, found, left, width, colour[method.label])
+        axes = figure.subplots(1, len(counts), sharey=True, squeeze=False, width_ratios=counts)
+    colour = colours(runs)
+    for axis, (split, families) in zip(axes.flat, runs.families.items(), strict=True):
+        names = [*families, "mean"]
+        for method in methods:
+            known = [
+                (i, e) for i, name in enumerate(names) if (e := runs.success(method, protocol, split, name))
+            ]
+            if role := runs.roles[method]:
+                for i, e in known:
+                    axis.hlines(e.value, i - 0.45, i + 0.45, "black", _MARKS[role], linewidth=1)
+                continue
+            left = -0.4 + width * (bars.index(method) + 0.5)
+            axis.bar([i + left for i, _ in known], [e.value for _, e in known], width, color=colour[method])
+            for i, e in known:
+                if e.low is not None and e.high is not None:
+                    axis.vlines(i + left, e.low, e.high, "black", linewidth=0.8)
         axis.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
         axis.axvline(len(names) - 1.5, color="grey", linewidth=0.6)
-        axis.set_title(f"{split} families", fontsize=9)
-        axis.set_xlim(-0.6, len(names) - 0.4)
-        axis.set_ylim(0, 1.03)
-        _plain(axis)
+        axis.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.03))
+        _plain(axis, f"{split} families")
     for axis in axes[:, 0]:
         axis.set_ylabel("success rate", fontsize=8)
-    _legend(figure, [method for method, _ in columns], colour)
+    _legend(figure, runs, methods)
     return figure
 
 
-def success_means(methods: Sequence[Method], protocol: str) -> Figure:
+def success_means(runs: Runs, protocol: str) -> Figure:
     """The mean over families, a row a method, train and test families apart; ceiling and floor as lines."""
-    from matplotlib.figure import Figure
-
-    columns = tested(methods, protocol)
-    rows = [(method, results) for method, results in columns if not method.role]
-    splits = [split for split in SPLITS if families_of(methods, split)]
-    size = (2 + 3 * len(splits), 1.4 + 0.3 * len(rows))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, len(splits), sharey=True, squeeze=False)
-    colour = colours(methods)
-    for axis, split in zip(axes.flat, splits, strict=True):
-        for row, (method, results) in enumerate(rows):
-            if (found := success(results, split, "mean")) is None:
+    methods = runs.tested(protocol)
+    rows = [method for method in methods if method in runs.proper]
+    figure = Figure(figsize=(2 + 3 * len(runs.families), 1.4 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, len(runs.families), sharey=True, squeeze=False)
+    colour = colours(runs)
+    for axis, split in zip(axes.flat, runs.families, strict=True):
+        for method in methods:
+            if (found := runs.success(method, protocol, split)) is None:
+                continue
+            if role := runs.roles[method]:
+                axis.axvline(found.value, color="black", linestyle=_MARKS[role], linewidth=1)
                 continue
             if found.low is not None and found.high is not None:
-                axis.hlines(row, found.low, found.high, colour[method.label], linewidth=2.5)
-            axis.plot(found.value, row, "o", color=colour[method.label])
-        for method, results in columns:
-            if method.role and (found := success(results, split, "mean")):
-                axis.axvline(found.value, color="black", linestyle=_MARKS[method.role], linewidth=1)
-        axis.set_yticks(range(len(rows)), [method.label for method, _ in rows])
-        axis.set_ylim(len(rows) - 0.5, -0.5)
-        axis.set_xlim(-0.02, 1.02)
+                axis.hlines(rows.index(method), found.low, found.high, colour[method], linewidth=2.5)
+            axis.plot(found.value, rows.index(method), "o", color=colour[method])
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5))
         axis.set_xlabel("success rate", fontsize=8)
-        axis.set_title(f"{split} families", fontsize=9)
-        _plain(axis)
+        _plain(axis, f"{split} families")
         axis.grid(axis="x", alpha=0.3)
-    _legend(figure, [method for method, _ in columns if method.role], colour)
+    _legend(figure, runs, [method for method in methods if method not in rows])
     return figure
 
 
-def _bars(axis: Axes, found: Sequence[Estimate | None], left: float, width: float, colour: Any) -> None:
-    known = [(i + left, e) for i, e in enumerate(found) if e is not None]
-    axis.bar([x for x, _ in known], [e.value for _, e in known], width, color=colour)
-    for x, e in known:
-        if e.low is not None and e.high is not None:
-            axis.vlines(x, e.low, e.high, "black", linewidth=0.8)
-
-
-def _plain(axis: Axes) -> None:
+def _plain(axis: Axes, title: str) -> None:
+    axis.set_title(title, fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: Figure, methods: Sequence[Method], colour: Mapping[str, Any]) -> None:
+def _legend(figure: Figure, runs: Runs, methods: Sequence[str]) -> None:
     """Above the axes: a colour a method, a thin black line a ceiling or floor."""
-    from matplotlib.lines import Line2D
-
+    colour = colours(runs)
     handles = [
-        Line2D([], [], color="black", linewidth=1, linestyle=_MARKS[method.role], label=method.title)
-        if method.role
-        else Line2D([], [], color=colour[method.label], linewidth=4, label=method.label)
+        Line2D([], [], color="black", linewidth=1, linestyle=_MARKS[role], label=runs.titles[method])
+        if (role := runs.roles[method])
+        else Line2D([], [], color=colour[method], linewidth=4, label=method)
         for method in methods
     ]
-    if not handles:
-        return
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=min(5, len(handles)), fontsize=9, frameon=False
-    )
+    if handles:
+        columns = min(5, len(handles))
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize=9, frameon=False)
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str]) -> None:

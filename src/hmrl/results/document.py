@@ -7,44 +7,25 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
 
 from hmrl.results import curves, tables
-from hmrl.results.disagreements import protocol_text, runs_table
-from hmrl.results.methods import Method, protocols_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-PRIMARY_MODE = "sampled"  # its metrics carry no suffix
+from hmrl.results.file import PRIMARY_MODE
+from hmrl.results.runs import Runs
 
 
 @dataclass(frozen=True)
 class Document:
-    """What to write of which methods, and where.
+    """What to write of which runs, and where."""
 
-    Args:
-        methods: in the order of tables and legends.
-        out: folder of the document; figures go into ``figures/``, pictures of agents into ``latents/``.
-        mode: way of acting of the results.
-        thresholds: success rates to which steps are counted.
-        window: environment steps of the trailing mean over training rollouts.
-        formats: of figures, ``png`` or ``pdf``.
-        baseline: label of the method that others are compared with; None: all pairs are compared.
-    """
-
-    methods: Sequence[Method]
-    out: Path
-    mode: str
-    thresholds: Sequence[float]
-    window: float
-    formats: Sequence[str]
-    baseline: str | None = None
-
-    @property
-    def evaluation(self) -> str:
-        """The metric of evaluations in this mode."""
-        return "success" if self.mode == PRIMARY_MODE else f"success_{self.mode}"
+    runs: Runs
+    out: Path  # folder of the document; figures go into figures/, pictures of agents into latents/
+    mode: str  # way of acting of the results
+    thresholds: Sequence[float]  # success rates to which steps are counted
+    window: float  # environment steps of the trailing mean over training rollouts
+    formats: Sequence[str]  # of figures, png or pdf
+    baseline: str | None = None  # the method that others are compared with; None: all pairs are compared
 
     def write(self, command: str, warnings: Sequence[str]) -> Path:
         """Write ``report.md`` with its figures; returns its path.
@@ -53,110 +34,88 @@ class Document:
             command: that makes this document.
             warnings: sentences to begin with.
         """
-        listed = "".join(f"- {warning}\n" for warning in warnings)
+        evaluation = "success" if self.mode == PRIMARY_MODE else f"success_{self.mode}"
+        latents, forgetting = tables.latents_table(self.runs), tables.forgetting_table(self.runs)
         sections = [
             f"# Report\n\nMade by `{command}`.\n\nSuccess: share of episodes that are solved at any step. "
             f"Way of acting: {self.mode}.\n",
-            f"## Warnings\n\n{listed}" if warnings else "",
-            *(self.success(p) for p in protocols_of(run for method in self.methods for run in method.runs)),
-            self.steps(),
-            self.curves(),
-            self.evidence(),
-            f"## Runs\n\n{runs_table(self.methods)}",
-            self.latents(),
+            _section("## Warnings", "".join(f"- {warning}\n" for warning in warnings)),
+            *(self.success(protocol) for protocol in self.runs.results["protocol"].unique()),
+            self.steps(evaluation),
+            self.curves(evaluation),
+            _section("## Belief and macro-action", latents, after=f"{tables.LATENTS} {tables.OVER_SEEDS}\n"),
+            _section("## Forgetting", forgetting, after=f"{tables.FORGETTING} {tables.OVER_SEEDS}\n"),
+            _section("## Runs", tables.runs_table(self.runs)),
+            _section("## Latent variables", *self.pictures()),
         ]
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / "report.md"
-        path.write_text("\n".join(section for section in sections if section), encoding="utf-8")
+        path.write_text("\n".join(filter(None, sections)), encoding="utf-8")
         return path
 
     def success(self, protocol: str) -> str:
         """Results of one protocol: over families, per family, and of pairs of methods."""
-        means = curves.success_means(self.methods, protocol)
-        bars = curves.success_bars(self.methods, protocol)
-        name = f"success-{_file_name(protocol)}"
-        parts = [
-            f"## Success, protocol {protocol}\n",
-            f"{protocol_text(self.methods, protocol)}.\n",
-            tables.success_table(self.methods, protocol),
+        name, lines = f"success-{_file_name(protocol)}", "Lines: the brackets in the table."
+        means = curves.success_means(self.runs, protocol)
+        bars = curves.success_bars(self.runs, protocol)
+        improvement = tables.improvement_table(self.runs, protocol, self.baseline)
+        return _section(
+            f"## Success, protocol {protocol}",
+            f"{tables.protocol_text(self.runs, protocol)}.\n",
+            tables.success_table(self.runs, protocol),
             f"{tables.INTERVALS} {tables.IQM}\n",
-            self.figure(means, f"{name}-mean", "Mean over families. Lines: the brackets in the table."),
+            self.figure(means, f"{name}-mean", f"Mean over families. {lines}"),
             f"### Per family, {protocol}\n",
-            tables.family_table(self.methods, protocol),
+            tables.family_table(self.runs, protocol),
             f"{tables.INTERVALS}\n",
-            self.figure(
-                bars, name, f"Success per family, protocol {protocol}. Lines: the brackets in the table."
+            self.figure(bars, name, f"Success per family, protocol {protocol}. {lines}"),
+            _section(
+                f"### Probability of improvement, {protocol}", improvement, after=f"{tables.IMPROVEMENT}\n"
             ),
-        ]
-        if improvement := tables.improvement_table(self.methods, protocol, self.baseline):
-            parts += [f"### Probability of improvement, {protocol}\n", improvement, f"{tables.IMPROVEMENT}\n"]
-        return "\n".join(part for part in parts if part)
+        )
 
-    def steps(self) -> str:
+    def steps(self, evaluation: str) -> str:
         """Environment steps to given success rates; empty if nothing was logged in training."""
         window = f"trailing mean over {self.window:,.0f} environment steps, from the first whole window on"
-        parts = []
-        for metric, what in (
-            ("rollout/success/mean", f"Train families, training rollouts: {window}."),
-            (f"{self.evaluation}/test/mean", "Test families, evaluations while training: not smoothed."),
-        ):
-            if table := tables.steps_table(
-                self.methods, metric, self.thresholds, self.window if "roll" in metric else 0
-            ):
-                parts += [f"{what} `{metric}`\n", table]
-        if not parts:
-            return ""
-        return "\n".join(["## Environment steps to a success rate\n", *parts, f"{tables.STEPS}\n"])
+        parts = [
+            _section(f"{what} `{metric}`", tables.steps_table(self.runs, metric, self.thresholds, over))
+            for metric, over, what in (
+                ("rollout/success/mean", self.window, f"Train families, training rollouts: {window}."),
+                (f"{evaluation}/test/mean", 0, "Test families, evaluations while training: not smoothed."),
+            )
+        ]
+        return _section("## Environment steps to a success rate", *parts, after=f"{tables.STEPS}\n")
 
-    def curves(self) -> str:
+    def curves(self, evaluation: str) -> str:
         """Learning curves and diagnostics; empty if nothing was logged in training."""
+        smooth = (
+            f"Rollouts: trailing mean over {self.window:,.0f} environment steps; evaluations as they are."
+        )
+        captions = {
+            "learning": f"Mean over families. {smooth}",
+            "families": f"Each family. {smooth}",
+            "diagnostics": "Use of macro-action and belief.",
+        }
         note = (
             "Lines: means over seeds, as far as a method's shortest run; bands: 95 % intervals of these "
             "(Student's t), of two seeds the range of two seeds, of one seed none."
         )
-        smooth = (
-            f"Rollouts: trailing mean over {self.window:,.0f} environment steps; evaluations as they are."
-        )
-        shown = [
-            self.figure(
-                curves.learning_curves(self.methods, self.evaluation, self.window),
-                "learning",
-                f"Mean over families. {smooth} {note}",
-            ),
-            self.figure(
-                curves.family_curves(self.methods, self.evaluation, self.window),
-                "families",
-                f"Each family. {smooth} {note}",
-            ),
-            self.figure(
-                curves.diagnostics(self.methods), "diagnostics", f"Use of macro-action and belief. {note}"
-            ),
-        ]
-        return "\n".join(["## Learning curves\n", *filter(None, shown)]) if any(shown) else ""
+        figures = curves.learning(self.runs, evaluation, self.window)
+        shown = (self.figure(figure, name, f"{captions[name]} {note}") for name, figure in figures.items())
+        return _section("## Learning curves", *shown)
 
-    def evidence(self) -> str:
-        """Numbers about belief, macro-action and forgetting; empty without any."""
+    def pictures(self) -> list[str]:
+        """Pictures that lie in the runs' folders ``latents/``, copied."""
         parts = []
-        for title, table, note in (
-            ("Belief and macro-action", tables.latents_table(self.methods), tables.LATENTS),
-            ("Forgetting", tables.forgetting_table(self.methods), tables.FORGETTING),
-        ):
-            if table:
-                parts += [f"## {title}\n", table, f"{note} {tables.OVER_SEEDS}\n"]
-        return "\n".join(parts)
-
-    def latents(self) -> str:
-        """Pictures that lie in the runs' folders ``latents/``, copied; empty without any."""
-        parts = []
-        runs = [run for method in self.methods for run in method.runs if run.latents]
-        for number, run in enumerate(runs, 1):
-            parts.append(f"### {run.label}, seed {run.seed}\n")
-            folder = Path("latents") / f"{number}-{_file_name(run.label)}-seed{run.seed}"
+        runs = self.runs.runs[self.runs.runs["pictures"].astype(bool)]
+        for number, run in enumerate(runs.itertuples(), 1):
+            parts.append(f"### {run.method}, seed {run.seed}\n")
+            folder = Path("latents") / f"{number}-{_file_name(run.method)}-seed{run.seed}"
             (self.out / folder).mkdir(parents=True, exist_ok=True)
-            for picture in run.latents:
+            for picture in run.pictures:
                 shutil.copyfile(picture, self.out / folder / picture.name)
                 parts.append(f"![{picture.stem}]({(folder / picture.name).as_posix()})\n")
-        return "\n".join(["## Latent variables\n", *parts]) if parts else ""
+        return parts
 
     def figure(self, figure: Figure | None, name: str, caption: str) -> str:
         """Save a figure and return what shows it, or links to it where Markdown cannot show the format."""
@@ -165,6 +124,11 @@ class Document:
         curves.save(figure, self.out / "figures" / name, self.formats)
         shown = "png" if "png" in self.formats else self.formats[0]
         return f"{'!' if shown == 'png' else ''}[{name}](figures/{name}.{shown})\n\n{caption}\n"
+
+
+def _section(title: str, *parts: str, after: str = "") -> str:
+    """A section, empty without any of its parts; ``after`` is what explains them."""
+    return "\n".join([f"{title}\n", *filter(None, (*parts, after))]) if any(parts) else ""
 
 
 def _file_name(text: str) -> str:

@@ -33,19 +33,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from hmrl.envs.benchmarks import same_goals
-from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.system.errors import UserError
-from hmrl.types import Outcomes
+
+if TYPE_CHECKING:  # a report reads this schema without PyTorch
+    from torch import nn
+
+    from hmrl.types import Outcomes
 
 SCHEMA = 1
+PRIMARY_MODE = "sampled"  # its metrics carry no suffix
 
 
 def results_path(results_dir: str | Path, protocol: str) -> Path:
@@ -90,70 +90,30 @@ def check_replaceable(
         )
 
 
-def episode_columns(parts: Iterable[Outcomes]) -> dict[str, dict[str, dict[str, dict[str, list[Any]]]]]:
+def episode_columns(parts: Iterable[Outcomes]) -> dict[str, dict[str, dict[str, Any]]]:
     """Split -> mode -> family -> columns, in the order of goal and number.
 
     Args:
         parts: of all ranks, in any order.
     """
-    rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for part in parts:
-        by_family = rows.setdefault((part.split, part.mode), {family: [] for family in part.families})
-        for i in range(len(part.family)):
-            row: dict[str, Any] = {"phase": part.phase[i]} if part.phase else {}
-            row |= {
-                "goal": int(part.goal[i]),
-                "number": int(part.number[i]),
-                "success": int(part.success[i]),
-                "final_success": int(part.final_success[i]),
-                "return": float(part.episode_return[i]),
-                "length": int(part.length[i]),
+        by_family = found.setdefault(part.split, {}).setdefault(part.mode, {f: [] for f in part.families})
+        columns: dict[str, Sequence[Any]] = {"phase": part.phase} if part.phase else {}
+        columns |= {"goal": part.goal.tolist(), "number": part.number.tolist()}
+        columns |= {
+            "success": part.success.int().tolist(),
+            "final_success": part.final_success.int().tolist(),
+        }
+        columns |= {"return": part.episode_return.tolist(), "length": part.length.tolist()}
+        for family, *row in zip(part.family.tolist(), *columns.values(), strict=True):
+            by_family[part.families[family]].append(dict(zip(columns, row, strict=True)))
+    for modes in found.values():
+        for mode, by_family in modes.items():
+            for episodes in by_family.values():
+                episodes.sort(key=lambda row: (row.get("phase", ""), row["goal"], row["number"]))
+            modes[mode] = {
+                family: {name: [row[name] for row in rows] for name in (rows or [{}])[0]}
+                for family, rows in by_family.items()
             }
-            by_family[part.families[int(part.family[i])]].append(row)
-    columns: dict[str, dict[str, dict[str, dict[str, list[Any]]]]] = {}
-    for (split, mode), by_family in rows.items():
-        families = columns.setdefault(split, {}).setdefault(mode, {})
-        for family, episodes in by_family.items():
-            episodes.sort(key=lambda row: (row.get("phase", ""), row["goal"], row["number"]))
-            families[family] = (
-                {name: [row[name] for row in episodes] for name in episodes[0]} if episodes else {}
-            )
-    return columns
-
-
-def describe_protocol(data: Any, training_seed: int | None = None) -> dict[str, Any]:
-    """The ``protocol`` entry, from the data module's settings.
-
-    Args:
-        training_seed: of the agent; None for the data module's.
-    """
-    config = data.test
-    described: dict[str, Any] = {"name": config.protocol, "backend": config.backend or data.backend}
-    perturbation = config.perturbation_within(data.perturbation)
-    if perturbation != Perturbation():
-        described["perturbation"] = asdict(perturbation)
-        if perturbation.over_training():
-            described["age"] = int(data.module.iteration) * data.episodes_per_trial
-    described |= {key: True for key in ("goals_shown", "families_shown") if getattr(data, key)}
-    trained_on, training = (data.backend, data.goals_per_family), 1
-    goals = config.goals_of("train", data.seed, *trained_on, training=training, stream=0)
-    # Meta-World has one set of goals for each seed, whatever they are for.
-    own_stream = goals.stream != training and data.benchmark.fixed_goals(data.backend) is None
-    fixed = data.goals_per_family is not None and training_seed in (None, data.seed)
-    if fixed and same_goals(described["backend"], data.backend) and not own_stream:
-        described["training_goals"] = True
-    if config.protocol == "meta_world":
-        trials = data.trials
-        described |= {name: getattr(trials, name) for name in ("num_evals", "adaptation_episodes")}
-        described |= {name: getattr(trials, name) for name in ("evaluation_episodes", "total_tasks_per_cls")}
-        families = {split: len(data.benchmark.families(split)) for split in ("train", "test")}
-        batches = {split: trials.batch(count) for split, count in families.items()}
-        met = {split: trials.num_evals * batches[split] // count for split, count in families.items()}
-        goals = {split: min(trials.total_tasks_per_cls, count) for split, count in met.items()}
-        return described | {"meta_batch_size": batches, "goals_per_family": goals}
-    return described | {"goals_per_family": goals.per_family, "episodes_per_family": config.goals}
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters as JSON has them."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    return found

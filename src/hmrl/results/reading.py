@@ -1,4 +1,13 @@
-"""What a report reads: run directories with ``metrics.csv`` and ``test-*.json``."""
+"""What a report reads, run directories or the tables of an earlier report, and these tables.
+
+- ``summary.csv``: a row a run, protocol, split, family (or ``mean``, or ``official``: Meta-World's own
+  number) and mode. ``low`` and ``high`` are the results file's interval, over goals; empty where there is
+  none. ``revision`` is of the code that evaluated. ``conditions`` (JSON) holds what makes the evaluation
+  a special one, as a perturbation.
+- ``curves.csv``: a row a run and interval of environment steps: means of what was logged in it, and as
+  ``steps`` the last that anything was logged at.
+- ``diagnostics.csv``: of each run what ``latents.json`` and ``forgetting.json`` say, a number a row.
+"""
 
 from __future__ import annotations
 
@@ -6,253 +15,253 @@ import csv
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from hmrl.results.statistics import Array
+from hmrl.results.file import SCHEMA
+from hmrl.results.runs import KEYS, OFFICIAL, RESULT, ROLES, SPLITS, Families, Runs
 from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
 
 if TYPE_CHECKING:
     from hmrl.types import Split
 
-SCHEMA = 1
-SPLITS: tuple[Split, Split] = ("train", "test")
-OFFICIAL = "official"
-ROLES = {"expert": "ceiling", "random": "floor"}  # agents that are no method; anything else is one
+SUMMARY, CURVES, DIAGNOSTICS = "summary.csv", "curves.csv", "diagnostics.csv"
+POINTS = 50  # rows of a run's curves, at most
+_SUMMARY = [*KEYS, "split", "family", "protocol", "mode", "success", "low", "high", "episodes", "steps"]
+_SUMMARY += ["revision", "training_revision", "agent", "backend", "conditions"]
+# Of scores, and beside the columns of summary.csv what else is known of a results file.
+_TYPES = {"seed": int, "success": float, "low": float, "high": float, "episodes": "Int64", "steps": int}
+_TYPES |= {"evaluation_seed": int, "wall_time_s": float}
+_SCORES = [*_SUMMARY[:-1], "file", "evaluation_seed", "parameters", "differs", "checkpoint", "packages"]
+_SCORES += ["wall_time_s"]
+_NUMBERS = [*KEYS, "split", "name", "value"]
 _SEED = re.compile(r"(?:^|-)seed(\d+)$")
 _CONFIGURED_SEED = re.compile(r"^seed_everything: (\d+)$", re.MULTILINE)
 _EVALUATED = re.compile(r"success(?:_\w+)?/(train|test)/(.+)")
+# Parameters of protocols that are as the protocol says, or columns of their own.
+_USUAL = {"name", "backend", "horizon", "goals_per_family", "episodes_per_family", "num_evals"}
+_USUAL |= {"adaptation_episodes", "evaluation_episodes", "total_tasks_per_cls", "meta_batch_size", "episodes"}
+_KEPT = re.compile(
+    r"rollout/success/.+|rollout/return/mean|success(_\w+)?/(train|test)/mean|return/(train|test)/mean"
+    r"|latents/.+|vae/(agreement|decoder_error|decoder_error_without_z|policy_kl)"
+    r"|encoder/(family_information|marginal_entropy|policy_kl)|ppo/(approx_kl|action_std)"
+    r"|time/(env_steps_per_second|learning_seconds)"
+)
 
 
-class Score(NamedTuple):
-    """Success at any step, and its 95 % interval over goals, where there is one."""
-
-    success: float
-    low: float | None
-    high: float | None
-    episodes: int | None = None  # as many as were scored
+_Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]  # as Runs has them, not yet in order
 
 
-Scores = Mapping[str, Mapping[str, Mapping[str, Score]]]  # mode -> split -> family, "mean" or "official"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One results file, for one way of acting.
-
-    Args:
-        path: the file.
-        agent: ``policy``, ``expert`` or ``random``.
-        seed: the file's own, of training.
-        evaluation_seed: of the goals.
-        protocol: its parameters; ``name`` is the one to quote.
-        env_steps: of training.
-        modes: scores of every way of acting, with Meta-World's own number as family ``official``.
-        mode: the way of acting to report.
-        differs: what was otherwise than in training, in words.
-        checkpoint: what was evaluated, if anything was loaded.
-        revision: of the source that evaluated, with a mark if it was modified; None if unknown.
-        training_revision: likewise of what trained.
-        packages: name -> version, None if not installed; Python among them.
-        wall_time_s: of the evaluation; None if unknown.
-    """
-
-    path: Path
-    agent: str
-    seed: int
-    evaluation_seed: int
-    protocol: Mapping[str, Any]
-    env_steps: int
-    modes: Scores
-    mode: str
-    differs: tuple[str, ...]
-    checkpoint: str | None
-    revision: str | None
-    training_revision: str | None
-    packages: Mapping[str, str | None]
-    wall_time_s: float | None
-
-    @property
-    def scores(self) -> dict[str, dict[str, Score]]:
-        """Split -> family, or "mean" -> score, in the mode to report."""
-        return {
-            split: {family: score for family, score in scores.items() if family != OFFICIAL}
-            for split, scores in self.modes[self.mode].items()
-        }
-
-    @property
-    def official(self) -> dict[str, float]:
-        """Split -> Meta-World's own success rate; empty unless the protocol is Meta-World's."""
-        found = self.modes[self.mode]
-        return {split: scores[OFFICIAL].success for split, scores in found.items() if OFFICIAL in scores}
-
-    def families(self, split: Split) -> tuple[str, ...]:
-        """In the file's order."""
-        return tuple(family for family in self.scores.get(split, {}) if family != "mean")
-
-
-class Series(NamedTuple):
-    """A column of ``metrics.csv`` without its empty cells."""
-
-    steps: Array  # [N], environment steps, increasing
-    values: Array  # [N]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run directory: a seed of a method.
+def read(arguments: Sequence[str], mode: str, protocol: str | None = None) -> Runs:
+    """Read run directories ``[LABEL=]RUN_DIR`` and folders with the tables of earlier reports.
 
     Args:
-        label: of its method.
-        path: the directory as it was given, or the study's folder.
-        seed: of training.
-        metrics: name -> series; empty for what was not trained.
-        results: protocol's name -> results.
-        latents: pictures made of this run's agent.
-        numbers: (split, name) -> what ``latents.json`` and ``forgetting.json`` say, a number each.
-    """
-
-    label: str
-    path: Path
-    seed: int
-    metrics: Mapping[str, Series]
-    results: Mapping[str, Result]
-    latents: tuple[Path, ...]
-    numbers: Mapping[tuple[str, str], float]
-
-    @property
-    def agent(self) -> str:
-        """Who acted: a policy, unless the results say otherwise."""
-        return next((result.agent for result in self.results.values()), "policy")
-
-    def families(self, split: Split) -> tuple[str, ...]:
-        """In the order of the results, else of the columns; empty if neither knows the split."""
-        for result in self.results.values():
-            if result.families(split):
-                return result.families(split)
-        matches = (_EVALUATED.fullmatch(key) for key in self.metrics)
-        names = [match[2] for match in matches if match and match[1] == split]
-        if split == "train":
-            rollout = "rollout/success/"
-            names += [key.removeprefix(rollout) for key in self.metrics if key.startswith(rollout)]
-        return tuple(name for name in dict.fromkeys(names) if name != "mean")
-
-
-def read_run(argument: str, mode: str) -> Run:
-    """Read ``[LABEL=]RUN_DIR``; the label is by default the directory's name without ``-seed<N>``.
+        mode: the way of acting to report; an agent that is no policy and has one way only is taken as it is.
+        protocol: leave out results of any other; None for all.
 
     Raises:
-        UserError: for a path that is no directory or holds no run, and for files that cannot be read.
+        UserError: for what cannot be read, or be compared.
     """
+    parts = [
+        _read_tables(p, mode) if is_study(p := Path(a).expanduser()) else _read_run(a, mode)
+        for a in arguments
+    ]
+    runs, scores, metrics, numbers = (
+        pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
+        for tables in map(list, zip(*parts, strict=True))
+    )
+    if protocol:
+        there = ", ".join(scores["protocol"].unique()) or "no results at all"
+        scores = scores[scores["protocol"] == protocol]
+        if scores.empty:
+            raise UserError(f"no run has results of protocol {protocol}: there are {there}")
+    runs = runs.merge(pd.concat([scores[KEYS], metrics[KEYS]]).drop_duplicates(), on=KEYS)
+    for (method, seed), paths in runs.groupby(KEYS, sort=False)["path"]:
+        if len(paths) > 1:
+            raise UserError(
+                f"runs of {method} have the same seed, {seed}: {', '.join(map(str, paths))}; "
+                "give them labels of their own, LABEL=RUN_DIR"
+            )
+    runs = runs.merge(scores.drop_duplicates(KEYS)[[*KEYS, "agent"]], on=KEYS, how="left")
+    runs["agent"] = runs["agent"].fillna("policy")
+    for method, agents in runs.groupby("method", sort=False)["agent"]:
+        if agents.nunique() > 1:
+            raise UserError(f"runs of {method} are of different agents, {', '.join(sorted(set(agents)))}")
+    # Methods as they were given, then ceilings, then floors; seeds in order.
+    first = {method: i for i, method in enumerate(runs["method"].unique())}
+    role = runs["agent"].map({agent: i for i, agent in enumerate(ROLES, 1)}).fillna(0)
+    runs = runs.assign(role=role, first=runs["method"].map(first)).sort_values(["role", "first", "seed"])
+    scores, metrics, numbers = (runs[KEYS].merge(table, on=KEYS) for table in (scores, metrics, numbers))
+    scores["reported"] = False
+    for _, rows in scores.groupby(RESULT, sort=False):
+        scores.loc[rows.index, "reported"] = _is_reported(rows, mode)
+    return Runs(runs, scores, metrics, numbers, _families(runs, scores[scores["reported"]], metrics))
+
+
+def _is_reported(rows: pd.DataFrame, mode: str) -> pd.Series:
+    """Which rows of a results file are of the mode to report."""
+    modes = rows["mode"].unique()
+    if mode not in modes and len(modes) == 1 and rows["agent"].iloc[0] in ROLES:
+        mode = modes[0]
+    found = rows["mode"] == mode
+    if set(rows.loc[found, "split"]) != set(rows["split"]):
+        raise UserError(
+            f"{rows['file'].iloc[0]} has no mode {mode!r}: use --mode with one of {', '.join(modes)}"
+        )
+    return found
+
+
+def _families(runs: pd.DataFrame, scores: pd.DataFrame, metrics: pd.DataFrame) -> Families:
+    """Of each split, in the order of the first results, else of the columns; refuses different ones."""
+    scores = scores[~scores["family"].isin(["mean", OFFICIAL])]
+    first: Families = {}
+    for split in SPLITS:
+        known = []
+        for path, method, seed in runs[["path", *KEYS]].itertuples(index=False):
+            own = scores[scores[KEYS].eq([method, seed]).all(axis=1) & (scores["split"] == split)]
+            if found := [tuple(families) for _, families in own.groupby("protocol", sort=False)["family"]]:
+                known += [(path, families) for families in found]
+            elif families := _logged_families(metrics[metrics[KEYS].eq([method, seed]).all(axis=1)], split):
+                known.append((path, families))
+        for path, families in known:
+            if set(families) != set(first.setdefault(split, known[0][1])):
+                raise UserError(
+                    f"{split} families differ, so their means cannot be compared: {', '.join(first[split])} "
+                    f"in {known[0][0]}, but {', '.join(families)} in {path}; report them separately"
+                )
+    return first
+
+
+def _logged_families(metrics: pd.DataFrame, split: Split) -> tuple[str, ...]:
+    columns = sorted(metrics.dropna(axis=1, how="all"))
+    names = [match[2] for column in columns if (match := _EVALUATED.fullmatch(column)) and match[1] == split]
+    if split == "train":
+        rollout = "rollout/success/"
+        names += [column.removeprefix(rollout) for column in columns if column.startswith(rollout)]
+    return tuple(name for name in dict.fromkeys(names) if name != "mean")
+
+
+def _read_run(argument: str, mode: str) -> _Tables:
+    """Of ``[LABEL=]RUN_DIR``; the label is by default the directory's name without ``-seed<N>``."""
     label, given = "", argument
     if not os.path.isdir(os.path.expanduser(argument)) and "=" in argument:  # a path may contain "=" itself
         label, _, given = argument.partition("=")
     path = local_path(given, "RUN_DIR", folder=False)
     if not path.is_dir():
         raise UserError(f"there is no run directory {path}: give [LABEL=]RUN_DIR")
-    metrics = read_metrics(path / "metrics.csv") if (path / "metrics.csv").is_file() else {}
-    results: dict[str, Result] = {}
+    metrics = read_metrics(path / "metrics.csv")
+    scores: list[dict[str, Any]] = []
     for file in sorted(path.glob("test-*.json")):
-        result = read_result(file, mode)
-        if (other := results.setdefault(result.protocol["name"], result)) is not result:
-            raise UserError(
-                f"{other.path} and {file.name} are both of protocol {result.protocol['name']}: "
-                "keep one, or move the other to a directory of its own"
-            )
-    if not metrics and not results:
+        rows = read_result(file, mode)
+        for other in scores:
+            if other["protocol"] == rows[0]["protocol"]:
+                raise UserError(
+                    f"{other['file']} and {file.name} are both of protocol {other['protocol']}: "
+                    "keep one, or move the other to a directory of its own"
+                )
+        scores += rows
+    if metrics.empty and not scores:
         raise UserError(f"nothing to report in {path}: it has neither rows in metrics.csv nor test-*.json")
     name = path.resolve().name
-    default = _SEED.sub("", name) or path.resolve().parent.name
-    latents = tuple(sorted((path / "latents").glob("*.png")))
-    numbers = _latent_numbers(path / "latents" / "latents.json") | _forgetting(path / "forgetting.json")
-    return Run(label or default, path, _seed(path, results), metrics, results, latents, numbers)
-
-
-def _seed(path: Path, results: Mapping[str, Result]) -> int:
-    """Of training: what the run's configuration says, then its name, then its results."""
     config = path / "config.yaml"
-    if config.is_file() and (match := _CONFIGURED_SEED.search(config.read_text())):
-        return int(match[1])
-    if match := _SEED.search(path.resolve().name):
-        return int(match[1])
-    for result in results.values():
-        return result.seed
-    raise UserError(f"cannot tell the seed of {path}: name the directory ...-seed<N>")
+    configured = _CONFIGURED_SEED.search(config.read_text()) if config.is_file() else None
+    if match := configured or _SEED.search(name):
+        seed = int(match[1])
+    elif scores:
+        seed = scores[0]["seed"]
+    else:
+        raise UserError(f"cannot tell the seed of {path}: name the directory ...-seed<N>")
+    run = {"method": label or _SEED.sub("", name) or path.resolve().parent.name, "seed": seed}
+    pictures = tuple(sorted((path / "latents").glob("*.png")))
+    numbers = [
+        {**run, "split": split, "name": name, "value": value}
+        for (split, name), value in _numbers(path).items()
+    ]
+    return (
+        pd.DataFrame([{**run, "path": path, "pictures": pictures}]),
+        pd.DataFrame([row | run for row in scores], columns=_SCORES).astype(_TYPES),
+        metrics.assign(**run),
+        pd.DataFrame(numbers, columns=_NUMBERS).astype({"seed": int}),
+    )
 
 
-def read_metrics(path: Path) -> dict[str, Series]:
-    """Name -> series; cells that are empty or no finite number are left out, and so are empty columns.
+def read_metrics(path: Path) -> pd.DataFrame:
+    """Columns of ``metrics.csv`` with ``step``; cells that are empty or no finite number are NaN.
 
     Raises:
         UserError: without a column ``step``, if steps go backwards, or if a cell is no number.
     """
-    with path.open(newline="") as file:
-        # A run that is still writing, or was killed, may have cut the last row.
-        rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
-    if not rows:
-        return {}
-    if "step" not in rows[0]:
+    rows: list[list[str]] = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            rows = list(csv.reader(file))
+    if len(rows) < 2:
+        return pd.DataFrame(columns=["step"])
+    header, *body = rows
+    if "step" not in header:
         raise UserError(f"{path} has no column step: is it the log of hmrl fit?")
-    series = {}
-    for key in rows[0].keys() - {"step"}:
-        try:
-            pairs = np.array([(float(r["step"]), float(r[key])) for r in rows if r[key]]).reshape(-1, 2)
-        except ValueError as error:
-            raise UserError(f"{path} holds what is no number in column {key}: {error}") from error
-        steps, values = pairs[np.isfinite(pairs).all(1)].T
-        if (np.diff(steps) <= 0).any():
-            raise UserError(f"environment steps go backwards or stand still in {path}: it must hold one run")
-        if len(steps):
-            series[key] = Series(steps, values)
-    return dict(sorted(series.items()))
+    # A run that is still writing, or was killed, may have cut the last row.
+    table = pd.DataFrame([row for row in body if len(row) == len(header)], columns=header)
+    try:
+        table = table.replace("", "nan").astype(float).set_index("step").replace([np.inf, -np.inf], np.nan)
+    except ValueError as error:
+        raise UserError(f"{path} holds what is no number: {error}") from error
+    if any((np.diff(column.dropna().index) <= 0).any() for _, column in table.items()):
+        raise UserError(f"environment steps go backwards or stand still in {path}: it must hold one run")
+    return table.dropna(axis=1, how="all").dropna(how="all").reset_index()
 
 
-def read_result(path: Path, mode: str) -> Result:
-    """Read a results file of schema 1.
+def read_result(path: Path, mode: str) -> list[dict[str, Any]]:
+    """Scores of a results file, a row a mode, split and family, each with what is known of the file, too.
 
-    Args:
-        path: the file.
-        mode: the way of acting to report; an agent that is no policy and has one way only is taken as it is.
+    ``parameters`` are the protocol's; ``differs`` says in words what in ``mode`` was otherwise than in
+    training; revisions have a mark if the source was modified; ``packages`` is name -> version.
 
     Raises:
-        UserError: for another schema, a mode that the file lacks, or a file that is broken.
+        UserError: for another schema, or a file that is broken.
     """
     try:
-        content = json.loads(path.read_text())
+        content = _read_json(path)
         if content.get("schema") != SCHEMA:
             raise UserError(
                 f"{path} has schema {content.get('schema')}, but this report reads schema {SCHEMA}: "
                 "write it anew with hmrl test"
             )
-        modes = _modes(content)
-        return Result(
-            path=path,
-            agent=content["agent"],
-            seed=content["seed"],
-            evaluation_seed=content.get("evaluation_seed", content["seed"]),
-            protocol={**content["protocol"], "horizon": content["data"]["horizon"]},
-            env_steps=content["env_steps"],
-            modes=modes,
-            mode=mode_to_report(modes, mode, content["agent"], path),
-            differs=tuple(
-                f"{what}: {words}"
-                for what, words in (content.get("differs_from_training") or {}).items()
-                if what in (mode, "train families")
-            ),
-            checkpoint=content["checkpoint"],
-            revision=_revision(content["git"]),
-            training_revision=_revision(content.get("training_git")),
-            packages={"python": content["python"], **content["packages"]},
-            wall_time_s=content["wall_time_s"],
-        )
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+        differs = content.get("differs_from_training") or {}
+        known = {
+            "protocol": content["protocol"]["name"],
+            "steps": content["env_steps"],
+            "revision": _revision(content["git"]),
+            "training_revision": _revision(content.get("training_git")),
+            "agent": content["agent"],
+            "backend": content["protocol"].get("backend"),
+            "file": path,
+            "seed": content["seed"],
+            "evaluation_seed": content.get("evaluation_seed", content["seed"]),
+            "parameters": {**content["protocol"], "horizon": content["data"]["horizon"]},
+            "differs": [f"{k}: {words}" for k, words in differs.items() if k in (mode, "train families")],
+            "checkpoint": content["checkpoint"],
+            "packages": {"python": content["python"], **content["packages"]},
+            "wall_time_s": content["wall_time_s"],
+        }
+        rows = []
+        for name in dict.fromkeys(name for modes in content["scores"].values() for name in modes):
+            for split, modes in content["scores"].items():
+                own = (content["official"] or {}).get(split, {}).get(name)
+                official = {OFFICIAL: {"success": own["success"], "low": None, "high": None}} if own else {}
+                rows += [
+                    {"split": split, "family": family, "mode": name, "episodes": score.get("episodes")}
+                    | {key: score[key] for key in ("success", "low", "high")}
+                    | known
+                    for family, score in (modes.get(name, {}) | official).items()
+                ]
+        return rows
     except KeyError as error:
         raise UserError(f"{path} is no results file of schema {SCHEMA}: it lacks {error}") from error
     except (AttributeError, TypeError) as error:  # a list where there should be a mapping, and the like
@@ -263,70 +272,119 @@ def _revision(git: Mapping[str, Any] | None) -> str | None:
     return git["revision"] + (" (modified)" if git["modified"] else "") if git else None
 
 
-def _modes(content: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Score]]]:
-    found: dict[str, dict[str, dict[str, Score]]] = {}
-    for split, modes in content["scores"].items():
-        for mode, families in modes.items():
-            found.setdefault(mode, {})[split] = {
-                family: Score(score["success"], score["low"], score["high"], score.get("episodes"))
-                for family, score in families.items()
-            }
-    for split, modes in (content["official"] or {}).items():
-        for mode, score in modes.items():
-            found[mode][split][OFFICIAL] = Score(score["success"], None, None)
-    return found
-
-
-def mode_to_report(modes: Scores, mode: str, agent: str, path: Path) -> str:
-    """The mode itself; of an agent that is no policy and has one way of acting only, that one.
-
-    Raises:
-        UserError: if there is no such mode, or a split lacks it.
-    """
-    if mode not in modes and agent in ROLES and len(modes) == 1:
-        mode = next(iter(modes))
-    splits = {split for scores in modes.values() for split in scores}
-    if mode not in modes or set(modes[mode]) != splits:
-        raise UserError(f"{path} has no mode {mode!r}: use --mode with one of {', '.join(modes)}")
-    return mode
-
-
-def _latent_numbers(path: Path) -> dict[tuple[str, str], float]:
-    """Means over families; ``pooled`` marks those whose correlation and agreement are pooled over them."""
+def _numbers(folder: Path) -> dict[tuple[str, str], float]:
+    """Split and name -> mean over families; ``pooled`` marks correlation and agreement that are pooled."""
     found: dict[tuple[str, str], float] = {}
+    content = _read_json(folder / "latents" / "latents.json")
     for split in SPLITS:
-        if not (content := _read(path).get(split)):
-            continue
-        numbers = {f"probe/{name}": value for name, value in (content.get("probe") or {}).items()}
+        own = content.get(split) or {}
+        numbers = {f"probe/{name}": value for name, value in (own.get("probe") or {}).items()}
         for name in ("decoder_error", "decoder_error_without_z"):
-            if name in content:
-                each = [error for family, error in content[name].items() if family != "all"]
-                numbers[name] = fmean(each)
-        if "correlation" in content:
-            numbers["correlation"] = fmean(content["correlation"])
-            if "over_families" not in content:
-                numbers["pooled"] = 1.0
-        numbers |= {name: content[name] for name in ("agreement", "agreement_by_chance") if name in content}
+            if name in own:
+                numbers[name] = fmean(error for family, error in own[name].items() if family != "all")
+        if "correlation" in own:
+            numbers["correlation"] = fmean(own["correlation"])
+            numbers["pooled"] = None if "over_families" in own else 1.0
+        numbers |= {name: own[name] for name in ("agreement", "agreement_by_chance") if name in own}
         found |= {(split, name): value for name, value in numbers.items() if value is not None}
+    if blocks := _read_json(folder / "forgetting.json").get("blocks"):  # of a curriculum; the last one counts
+        found["train", "forgetting/blocks"] = float(len(blocks))
+        last = blocks[-1] | {"success": blocks[-1]["success"]["train"]}
+        for name in ("success", "forgetting", "backward_transfer"):
+            if last[name]:
+                found["train", f"forgetting/{name}"] = fmean(last[name].values())
     return found
 
 
-def _forgetting(path: Path) -> dict[tuple[str, str], float]:
-    """Means over train families after the last block, under names ``forgetting/...``."""
-    if not (blocks := _read(path).get("blocks")):
-        return {}
-    last = blocks[-1]
-    numbers = {"blocks": float(len(blocks)), "success": fmean(last["success"]["train"].values())}
-    numbers |= {k: fmean(v.values()) for k in ("forgetting", "backward_transfer") if (v := last[k])}
-    return {("train", f"forgetting/{name}"): value for name, value in numbers.items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Any:
     """Contents of a JSON file, or nothing where there is none."""
-    if not path.is_file():
-        return {}
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        return json.loads(path.read_text()) if path.is_file() else {}
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is no JSON: {error}") from error
-    return content
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder holds a report's tables and is no run directory itself."""
+    run = (folder / "metrics.csv").is_file() or any(folder.glob("test-*.json"))
+    return not run and any((folder / name).is_file() for name in (SUMMARY, CURVES))
+
+
+def _read_tables(folder: Path, mode: str) -> _Tables:
+    """Of a folder with ``summary.csv`` or ``curves.csv``; results without the mode are left out."""
+
+    def table(name: str, columns: Sequence[str]) -> pd.DataFrame:
+        text = dict.fromkeys(("method", "revision", "training_revision", "conditions"), str)
+        if not (folder / name).is_file():
+            return pd.DataFrame(columns=columns).astype({"seed": int})
+        found = pd.read_csv(folder / name, dtype=text)
+        if missing := [column for column in columns if column not in found]:
+            raise ValueError(f"{name} lacks {', '.join(missing)}")
+        return found
+
+    try:
+        scores = table(SUMMARY, _SUMMARY)
+        metrics = table(CURVES, [*KEYS, "steps"]).rename(columns={"steps": "step"})
+        numbers = table(DIAGNOSTICS, _NUMBERS)
+        plain = scores.astype(object).where(scores.notna(), None)
+        special = [json.loads(text or "{}") for text in plain["conditions"]]
+        seeds = [of.pop("evaluation_seed", seed) for of, seed in zip(special, scores["seed"], strict=True)]
+        named = zip(plain["protocol"], plain["backend"], special, strict=True)
+        scores = scores.assign(
+            file=folder / SUMMARY,
+            evaluation_seed=seeds,
+            parameters=[{"name": name, "backend": backend, **of} for name, backend, of in named],
+            packages=[{}] * len(scores),
+        )
+        scores = scores.reindex(columns=_SCORES).astype(_TYPES)
+    except ValueError as error:
+        raise UserError(f"the tables of {folder} are not those of hmrl report: {error}") from error
+    if len(scores) and mode not in set(scores["mode"]):
+        modes = ", ".join(sorted(set(scores["mode"])))
+        raise UserError(f"{folder / SUMMARY} has no mode {mode!r}: use --mode with one of {modes}")
+    has_mode = scores["mode"].eq(mode).groupby([scores[key] for key in RESULT]).transform("any")
+    scores = scores[has_mode | scores["agent"].isin(ROLES)]
+    metrics = metrics.dropna(how="all", subset=metrics.columns.drop([*KEYS, "step"]))
+    runs = pd.concat([scores[KEYS], metrics[KEYS]]).drop_duplicates()
+    return runs.assign(path=folder, pictures=[()] * len(runs)), scores, metrics, numbers
+
+
+def write(runs: Runs, folder: Path) -> None:
+    """Write the tables of ``runs``; those without rows are left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {SUMMARY: _summary(runs.scores), CURVES: _curves(runs.metrics), DIAGNOSTICS: runs.numbers}
+    for name, table in tables.items():
+        (folder / name).unlink(missing_ok=True)  # of an earlier report
+        if len(table):
+            table.to_csv(folder / name, index=False, float_format="%.4g" if name == CURVES else "%.6g")
+
+
+def _summary(scores: pd.DataFrame) -> pd.DataFrame:
+    conditions = [
+        {key: value for key, value in row.parameters.items() if key not in _USUAL}
+        | ({} if row.evaluation_seed == row.seed else {"evaluation_seed": row.evaluation_seed})
+        for row in scores.itertuples()
+    ]
+    short = scores[["revision", "training_revision"]].replace(r"^(\w{12})\w+", r"\1", regex=True)
+    written = [json.dumps(special) if special else None for special in conditions]
+    return scores.assign(**short, conditions=written)[_SUMMARY]
+
+
+def _curves(metrics: pd.DataFrame) -> pd.DataFrame:
+    """At most :data:`POINTS` rows a run, columns without any value left out."""
+    kept = sorted(filter(_KEPT.fullmatch, metrics.columns))
+    parts = []
+    for _, log in metrics.dropna(how="all", subset=kept).groupby(KEYS, sort=False):
+        # A step that rounding has put just above an edge belongs below it.
+        bins = np.ceil(log["step"] / bin_width(log["step"].max()) - 1e-9)
+        thinned = log.sort_values("step", kind="stable").groupby(bins)
+        steps = thinned["step"].last().astype(int).rename("steps")
+        parts.append(pd.concat([thinned[KEYS].first(), steps, thinned[kept].mean()], axis=1))
+    return pd.concat(parts).dropna(axis=1, how="all") if parts else metrics[:0]
+
+
+def bin_width(steps: float) -> float:
+    """The least of 1, 2.5 and 5 times a power of ten that covers ``steps`` with :data:`POINTS` bins."""
+    least = steps / POINTS
+    power = 10.0 ** np.floor(np.log10(least))
+    return float(next(n * power for n in (1, 2.5, 5, 10) if n * power >= least - 1e-9))

@@ -10,29 +10,19 @@ import numpy.typing as npt
 from scipy import stats
 
 Array = npt.NDArray[np.float64]
-Statistic = Callable[..., Any]  # of an array, with ``axis``
 
 LEVEL = 0.95
 RESAMPLES = 10_000
 BOOTSTRAP_SEEDS = 10  # of fewer, a percentile bootstrap is far too narrow: of three, 0.73 where 0.95 is said
-RANDOM_STATE = 0
-_BATCH = 500  # resamples held at once
 
 
 class Estimate(NamedTuple):
-    """A number and its 95 % interval.
-
-    Args:
-        value: the number.
-        low, high: the interval; None where there is none.
-        over: what the interval is over, ``seeds`` or, for a single seed, ``goals``; or ``range``: of two
-            seeds, which is no interval.
-    """
+    """A number and its 95 % interval, if there is one."""
 
     value: float
     low: float | None = None
     high: float | None = None
-    over: str = "seeds"
+    over: str = "seeds"  # or, for a single seed, "goals"; or "range": of two seeds, which is no interval
 
 
 def iqm(values: Array, axis: int = -1) -> Any:
@@ -41,14 +31,7 @@ def iqm(values: Array, axis: int = -1) -> Any:
 
 
 def interval(values: Array) -> tuple[Array, Array] | None:
-    """Student's t interval of the mean over seeds; the range of two seeds; None for one.
-
-    Args:
-        values: ``[N]`` or ``[N, ...]``, one row a seed.
-
-    Returns:
-        Lower and upper ends ``[...]``.
-    """
+    """Student's t interval ``[...]`` of the mean over seeds ``[N, ...]``; the range of two; None for one."""
     if len(values) < 2:
         return None
     if len(values) == 2:
@@ -57,41 +40,40 @@ def interval(values: Array) -> tuple[Array, Array] | None:
     return values.mean(0) - half, values.mean(0) + half
 
 
-def _percentiles(samples: Sequence[Array], statistic: Statistic, value: float) -> Estimate:
+def _percentiles(samples: Sequence[Array], statistic: Callable[..., Any]) -> Estimate:
     """Percentile bootstrap of ``statistic``, whole seeds drawn again; no interval for few of them."""
+    value = float(statistic(*samples, axis=-1))
     if min(map(len, samples)) < BOOTSTRAP_SEEDS:
         return Estimate(value)
     found = stats.bootstrap(
         samples,
         statistic,
         n_resamples=RESAMPLES,
-        batch=_BATCH,
+        batch=500,  # resamples held at once
         confidence_level=LEVEL,
         method="percentile",
         vectorized=True,
-        axis=-1,
-        rng=np.random.default_rng(RANDOM_STATE),
+        rng=np.random.default_rng(0),
     ).confidence_interval
     return Estimate(value, float(found.low), float(found.high))
 
 
-def estimate(values: Array, *, goals: tuple[float | None, float | None] = (None, None)) -> Estimate:
+def estimate(values: Array, *, goals: tuple[float, float] = (np.nan, np.nan)) -> Estimate:
     """The mean of one value a seed, with its interval over seeds, or the range of two.
 
     Args:
         values: ``[N]``, at least one.
-        goals: the interval over goals that stands in when there is one seed only.
+        goals: the interval over goals that stands in when there is one seed only; NaN for none.
     """
-    ends = interval(values)
     value = float(values.mean())
-    if ends is None:
-        return Estimate(value) if None in goals else Estimate(value, *goals, over="goals")
+    if (ends := interval(values)) is None:
+        return Estimate(value) if np.isnan(goals).any() else Estimate(value, *goals, over="goals")
     return Estimate(value, float(ends[0]), float(ends[1]), "range" if len(values) == 2 else "seeds")
 
 
 def estimate_iqm(values: Array) -> Estimate:
     """The interquartile mean of one value a seed ``[N]``, with an interval from ten seeds on."""
-    return _percentiles((values,), iqm, float(iqm(values)))
+    return _percentiles((values,), iqm)
 
 
 def trailing_mean(steps: Array, values: Array, window: float) -> Array:
@@ -109,10 +91,7 @@ def trailing_mean(steps: Array, values: Array, window: float) -> Array:
 def steps_to_reach(steps: Array, values: Array, threshold: float, window: float = 0.0) -> float:
     """Environment steps at which the trailing mean over ``window`` first is at least ``threshold``.
 
-    Only whole windows count: one lucky iteration at the very beginning reaches nothing.
-
-    Returns:
-        A logged step, or infinity.
+    Only whole windows count: one lucky iteration at the very beginning reaches nothing. Never is infinity.
     """
     # What was summed in another order may fall short of an equal threshold by rounding.
     reached = (trailing_mean(steps, values, window) >= threshold - 1e-9) & (steps >= window)
@@ -122,10 +101,8 @@ def steps_to_reach(steps: Array, values: Array, threshold: float, window: float 
 def probability_of_improvement(x: Array, y: Array) -> Estimate:
     """How likely a run of X does better than one of Y on the same family (Agarwal et al., 2021).
 
+    The mean over families of P(X > Y) + P(X = Y) / 2 over all pairs of seeds: the Mann-Whitney U over n m.
     With an interval, seeds of X and of Y drawn apart, where both have ten seeds or more.
-
-    The mean over families of P(X > Y) + P(X = Y) / 2 over all pairs of seeds, which is the Mann-Whitney
-    U over n m.
 
     Args:
         x: ``[n, F]``, a row a seed, a column a family.
@@ -136,8 +113,7 @@ def probability_of_improvement(x: Array, y: Array) -> Estimate:
     def over_pairs(i: Any, j: Any, axis: int) -> Any:
         return wins[i[..., :, None], j[..., None, :]].mean((-2, -1))
 
-    seeds = (np.arange(len(x)), np.arange(len(y)))
-    return _percentiles(seeds, over_pairs, float(wins.mean()))  # type: ignore[arg-type]
+    return _percentiles((np.arange(len(x)), np.arange(len(y))), over_pairs)  # type: ignore[arg-type]
 
 
 def difference(x: Array, y: Array, *, paired: bool) -> Estimate:
@@ -160,15 +136,11 @@ def difference(x: Array, y: Array, *, paired: bool) -> Estimate:
 
 
 def align(curves: Sequence[tuple[Array, Array]], points: int = 200) -> tuple[Array, Array]:
-    """Curves of several seeds on one grid of environment steps, by linear interpolation.
-
-    The grid goes from where the last curve begins to where the first one ends, so nothing is
-    extrapolated. It consists of every step that any curve has there, or of ``points`` even ones if
-    these are more.
+    """Curves of several seeds on one grid of environment steps, by linear interpolation, never beyond an end.
 
     Args:
         curves: of each seed its steps ``[n]``, increasing, and its values ``[n]``.
-        points: the most that the grid may have.
+        points: the most that the grid may have: even ones, where there are more steps of any curve.
 
     Returns:
         The grid ``[G]`` and the values on it ``[N, G]``; G is 0 where the curves do not overlap.

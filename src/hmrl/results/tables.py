@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from hmrl.results.methods import (
-    Method,
-    common_families,
-    families_of,
-    official_success,
-    per_family,
-    reached,
-    success,
-    success_iqm,
-)
-from hmrl.results.reading import SPLITS, Result, Run
+from hmrl.results.runs import KEYS, SPLITS, Runs
 from hmrl.results.statistics import (
     BOOTSTRAP_SEEDS,
     LEVEL,
@@ -27,7 +20,11 @@ from hmrl.results.statistics import (
     difference,
     estimate,
     probability_of_improvement,
+    steps_to_reach,
 )
+
+if TYPE_CHECKING:
+    from hmrl.types import Split
 
 NOTHING = "–"
 OVER_SEEDS = (
@@ -88,10 +85,10 @@ _LATENT_COLUMNS = {
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right-aligned."""
+    """A Markdown table, the first column left-aligned, the others right-aligned; empty without rows."""
     ruler = ["---", *["---:"] * (len(header) - 1)]
-    body = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (body[0], ruler, *body[1:])) + "\n"
+    top, *body = ([cell.replace("|", "\\|") for cell in row] for row in (header, *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (top, ruler, *body)) + "\n" if body else ""
 
 
 def cell(found: Estimate | None) -> str:
@@ -104,59 +101,61 @@ def cell(found: Estimate | None) -> str:
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]{dagger}"
 
 
-def tested(methods: Sequence[Method], protocol: str) -> list[tuple[Method, list[Result]]]:
-    """The methods that have results of this protocol, with them."""
-    return [(method, results) for method in methods if (results := method.results(protocol))]
+def plain(value: Any) -> str:
+    """A parameter, in words."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def success_table(methods: Sequence[Method], protocol: str) -> str:
+def protocol_text(runs: Runs, protocol: str) -> str:
+    """The protocol's parameters, as the first results file has them."""
+    parameters = runs.of_protocol(protocol)["parameters"].iloc[0]
+    return ", ".join(f"{key}: {plain(value)}" for key, value in parameters.items() if key != "name")
+
+
+def success_table(runs: Runs, protocol: str) -> str:
     """One row a method: mean and interquartile mean over seeds, on train and test families."""
-    rows, official = [], any(r.official for _, results in tested(methods, protocol) for r in results)
-    for method, results in tested(methods, protocol):
-        seeds = [str(run.seed) for run in method.runs if protocol in run.results]
-        row = [method.title, f"{len(seeds)} ({', '.join(seeds)})"]
-        row.append(NOTHING if method.role else span(result.env_steps for result in results))
-        for split in SPLITS:
-            row.append(cell(success(results, split)))
-            row.append(cell(success_iqm(results, split)))
-            if official:
-                row.append(cell(official_success(results, split)))
-        rows.append(row)
-    header = ["method", "seeds", "environment steps"]
-    for split in SPLITS:
-        header += [f"{split}: mean", f"{split}: IQM", *([f"{split}: Meta-World's own"] if official else [])]
-    return markdown(header, rows)
+    columns: dict[str, Callable[[str, str, Split], Estimate | None]]
+    columns = {"mean": runs.success, "IQM": runs.success_iqm}
+    if any(runs.official(m, protocol, split) for m in runs.tested(protocol) for split in SPLITS):
+        columns["Meta-World's own"] = runs.official
+    rows = []
+    for method, results in runs.of_protocol(protocol).groupby("method", sort=False):
+        steps = NOTHING if runs.roles[method] else span(results["steps"])
+        seeds = f"{len(results)} ({', '.join(map(str, results['seed']))})"
+        cells = [cell(of(method, protocol, split)) for split in SPLITS for of in columns.values()]
+        rows.append([runs.titles[method], seeds, steps, *cells])
+    names = [f"{split}: {name}" for split in SPLITS for name in columns]
+    return markdown(["method", "seeds", "environment steps", *names], rows)
 
 
 def span(steps: Iterable[int]) -> str:
     """``2,000,000``, or the least and the most."""
-    found = sorted(set(steps))
-    return "–".join(f"{n:,}" for n in (found if len(found) < 3 else (found[0], found[-1])))
+    return "–".join(f"{n:,}" for n in sorted({min(steps), max(steps)}))
 
 
-def family_table(methods: Sequence[Method], protocol: str) -> str:
+def family_table(runs: Runs, protocol: str) -> str:
     """One row a family and one a split's mean, one column a method."""
-    columns = tested(methods, protocol)
-    rows = []
-    for split in SPLITS:
-        for family in families_of(methods, split):
-            cells = [cell(success(results, split, family)) for _, results in columns]
-            rows.append([f"{split} {family}", *cells])
-    for split in SPLITS:
-        if families_of(methods, split):
-            cells = [f"**{cell(success(results, split))}**" for _, results in columns]
-            rows.append([f"**{split} mean**", *cells])
-    return markdown(["family", *(method.title for method, _ in columns)], rows)
-
-
-def steps_table(methods: Sequence[Method], metric: str, thresholds: Sequence[float], window: float) -> str:
-    """Environment steps to each success rate, a row a method, a column a threshold; empty without data."""
+    methods = runs.tested(protocol)
     rows = [
-        [method.title, *(reached_cell(*reached(series, threshold, window)) for threshold in thresholds)]
-        for method in methods
-        if (series := method.series(metric))
+        [f"{split} {family}", *(cell(runs.success(method, protocol, split, family)) for method in methods)]
+        for split, families in runs.families.items()
+        for family in families
     ]
-    return markdown(["method", *(f"success {t:g}" for t in thresholds)], rows) if rows else ""
+    for split in runs.families:
+        means = (cell(runs.success(method, protocol, split)) for method in methods)
+        rows.append([f"**{split} mean**", *(f"**{mean}**" for mean in means)])
+    return markdown(["family", *(runs.titles[method] for method in methods)], rows)
+
+
+def steps_table(runs: Runs, metric: str, thresholds: Sequence[float], window: float) -> str:
+    """Environment steps to each success rate, a row a method, a column a threshold; empty without data."""
+    rows = []
+    for method, title in runs.titles.items():
+        if curves := runs.series(method, metric):
+            lengths = np.array([steps[-1] for steps, _ in curves])
+            found = [[steps_to_reach(*curve, t, window) for curve in curves] for t in thresholds]
+            rows.append([title, *(reached_cell(np.array(steps), lengths) for steps in found)])
+    return markdown(["method", *(f"success {t:g}" for t in thresholds)], rows)
 
 
 def reached_cell(steps: Array, lengths: Array) -> str:
@@ -176,79 +175,92 @@ def reached_cell(steps: Array, lengths: Array) -> str:
     return f"{median} ({steps.min():,.0f} to {most}; {count})" if len(steps) > 1 else f"{median} ({count})"
 
 
-def paired(x: Method, y: Method, protocol: str) -> bool:
-    """Whether both methods have results of the same seeds, each tested on the same goals."""
-    keys = []
-    for method in (x, y):
-        results = [(run.seed, run.results[protocol]) for run in method.runs if protocol in run.results]
-        keys.append([(seed, found.evaluation_seed, found.protocol) for seed, found in results])
-    return keys[0] == keys[1]
-
-
-def improvement_table(methods: Sequence[Method], protocol: str, baseline: str | None = None) -> str:
+def improvement_table(runs: Runs, protocol: str, baseline: str | None = None) -> str:
     """P(X > Y) and the difference of X and Y for each pair of methods; empty with fewer than two.
 
     Args:
         baseline: label of the only Y.
     """
     rows = []
-    found = [(method, results) for method, results in tested(methods, protocol) if not method.role]
-    pairs = list(combinations(found, 2))
+    tested = dict(iter(runs.of_protocol(protocol).groupby("method", sort=False)))
+    # Of pairs, both have the same seeds, each tested on the same goals.
+    goals = {m: of[["seed", "evaluation_seed", "parameters"]].to_dict("records") for m, of in tested.items()}
+    methods = [method for method in tested if method in runs.proper]
+    pairs = list(combinations(methods, 2))
     if baseline:
-        pairs = [(x, y) for x in found for y in found if y[0].label == baseline != x[0].label]
-    for (x, of_x), (y, of_y) in pairs:
-        same = paired(x, y, protocol)
-        row = [x.title, y.title, f"{len(of_x)} and {len(of_y)}{', paired' if same else ''}"]
+        pairs = [(x, baseline) for x in methods if x != baseline and baseline in methods]
+    for x, y in pairs:
+        paired = goals[x] == goals[y]
+        row = [x, y, f"{len(tested[x])} and {len(tested[y])}{', paired' if paired else ''}"]
         for split in SPLITS:
-            if families := common_families([*of_x, *of_y], split):
-                tables = per_family(of_x, split, families), per_family(of_y, split, families)
-                means = [table.mean(1) for table in tables]
-                row.append(cell(probability_of_improvement(*tables)))
-                row.append(cell(difference(*means, paired=same)))
+            of_x, of_y = (runs.per_family(method, protocol, split) for method in (x, y))
+            if len(of_x) and len(of_y):
+                row.append(cell(probability_of_improvement(of_x, of_y)))
+                row.append(cell(difference(of_x.mean(1), of_y.mean(1), paired=paired)))
             else:
                 row += [NOTHING, NOTHING]
         rows.append(row)
     columns = [f"{split}: {what}" for split in SPLITS for what in ("P(X > Y)", "X - Y")]
-    return markdown(["X", "Y", "seeds", *columns], rows) if rows else ""
+    return markdown(["X", "Y", "seeds", *columns], rows)
 
 
-def latents_table(methods: Sequence[Method]) -> str:
+def latents_table(runs: Runs) -> str:
     """Belief and macro-action, a row a method and split; empty if no run has anything."""
     rows = []
-    for method in methods:
+    for method, title in runs.titles.items():
         for split in SPLITS:
-            found = [_of_split(run, split) for run in method.runs]
-            numbers = [each for each in found if each.keys() & {*_LATENT_COLUMNS.values()}]
-            if numbers:
-                cells = [cell(_estimate(numbers, name)) for name in _LATENT_COLUMNS.values()]
-                rows.append([method.title, split, str(len(numbers)), *cells])
-    pooled = [m.title for m in methods if any((s, "pooled") in run.numbers for run in m.runs for s in SPLITS)]
-    said = f"\nCorrelation and agreements are pooled over families, not means: {', '.join(pooled)}.\n"
-    kept = [i for i in range(3 + len(_LATENT_COLUMNS)) if any(row[i] != NOTHING for row in rows)]
-    header = ["method", "families", "seeds", *_LATENT_COLUMNS]
-    table = markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows]) if rows else ""
-    return table + (said if pooled else "")
+            found = _numbers(runs, method, split, list(_LATENT_COLUMNS.values())).dropna(how="all")
+            if len(found):
+                rows.append([title, split, str(len(found)), *_cells(found)])
+    table = pd.DataFrame(rows, columns=["method", "families", "seeds", *_LATENT_COLUMNS])
+    table = table.loc[:, (table != NOTHING).any()]
+    pooled = runs.numbers.loc[runs.numbers["name"] == "pooled", "method"].unique()
+    titles = ", ".join(runs.titles[method] for method in pooled)
+    said = f"\nCorrelation and agreements are pooled over families, not means: {titles}.\n" if titles else ""
+    return markdown(list(table), table.to_numpy()) + said
 
 
-def forgetting_table(methods: Sequence[Method]) -> str:
+def forgetting_table(runs: Runs) -> str:
     """What was left after a curriculum's last block, a row a method; empty if no run has anything."""
     rows = []
-    names = [f"forgetting/{name}" for name in ("success", "backward_transfer", "forgetting")]
-    for method in methods:
-        found = [_of_split(run, "train") for run in method.runs]
-        numbers = [each for each in found if "forgetting/blocks" in each]
-        if numbers:
-            lengths = "–".join(f"{n:g}" for n in sorted({each["forgetting/blocks"] for each in numbers}))
-            cells = [cell(_estimate(numbers, name)) for name in names]
-            rows.append([method.title, str(len(numbers)), lengths, *cells])
+    names = ["success", "backward_transfer", "forgetting"]
+    for method, title in runs.titles.items():
+        found = _numbers(runs, method, "train", [f"forgetting/{name}" for name in ("blocks", *names)])
+        found = found.dropna(subset="forgetting/blocks")
+        if len(found):
+            blocks = found.pop("forgetting/blocks")
+            lengths = "–".join(f"{n:g}" for n in sorted(set(blocks)))
+            rows.append([title, str(len(found)), lengths, *_cells(found)])
     header = ["method", "seeds", "blocks", "success", "backward transfer", "forgetting"]
-    return markdown(header, rows) if rows else ""
+    return markdown(header, rows)
 
 
-def _of_split(run: Run, split: str) -> dict[str, float]:
-    return {name: value for (of, name), value in run.numbers.items() if of == split}
+def _numbers(runs: Runs, method: str, split: str, names: list[str]) -> pd.DataFrame:
+    """A row a seed, a column a name."""
+    found = runs.numbers[(runs.numbers["method"] == method) & (runs.numbers["split"] == split)]
+    return found.pivot(index="seed", columns="name", values="value").reindex(columns=names)
 
 
-def _estimate(numbers: Sequence[Mapping[str, float]], name: str) -> Estimate | None:
-    values = [found[name] for found in numbers if name in found]
-    return estimate(np.array(values)) if values else None
+def _cells(table: pd.DataFrame) -> list[str]:
+    found = [column.dropna().to_numpy(float) for _, column in table.items()]
+    return [cell(estimate(values) if len(values) else None) for values in found]
+
+
+def runs_table(runs: Runs) -> str:
+    """One row a results file, and one a run that has none."""
+    rows = []
+    merged = runs.runs.drop(columns="agent").merge(runs.results, on=KEYS, how="left")
+    logged = runs.metrics.groupby(KEYS)["step"].max()
+    for row in merged.itertuples():
+        config = "`config.yaml`" if (row.path / "config.yaml").is_file() else NOTHING
+        start = [f"`{row.path}`", runs.titles[row.method], str(row.seed), config]
+        if pd.isna(row.protocol):
+            steps = f"{logged[row.method, row.seed]:,.0f}"
+            rows.append([*start, "training only", NOTHING, steps, NOTHING, NOTHING])
+            continue
+        checkpoint = f"`{row.checkpoint}`" if pd.notna(row.checkpoint) else NOTHING
+        revision = "unknown" if pd.isna(row.revision) else row.revision
+        time = NOTHING if pd.isna(row.wall_time_s) else f"{row.wall_time_s:,.0f} s"
+        rows.append([*start, row.protocol, checkpoint, f"{row.steps:,.0f}", revision, time])
+    header = ["run", "method", "seed", "configuration", "protocol", "checkpoint", "environment steps"]
+    return markdown([*header, "git revision", "wall time of the test"], rows)

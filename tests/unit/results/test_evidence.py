@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hmrl.cli.report import main
-from hmrl.results.methods import group
-from hmrl.results.reading import read_run
+from hmrl.results.reading import read
+from hmrl.results.runs import Runs
 from hmrl.results.tables import forgetting_table, latents_table
 from hmrl.system.errors import UserError
 from support.reported import TRAIN, result, write_result, write_seed
@@ -25,14 +25,14 @@ def runs(tmp_path: Path) -> list[Path]:
     return folders
 
 
-def rows(table: str) -> list[list[str]]:
+def rows(text: str) -> list[list[str]]:
     """Cells, without the ruler."""
-    lines = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines()]
     return [lines[0], *lines[2:]]
 
 
-def methods(runs: list[Path]) -> Any:
-    return group(read_run(str(run), "sampled") for run in runs)
+def table(runs: list[Path]) -> Runs:
+    return read([str(run) for run in runs], "sampled")
 
 
 def findings(probe: float, error: float | None) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def test_the_latents_table_holds_the_files_numbers(runs: list[Path]) -> None:
         (run / "latents").mkdir()
         content = {"env_steps": 1, "train": findings(0.5 + error, error), "test": findings(0.25, None)}
         (run / "latents" / "latents.json").write_text(json.dumps(content))
-    header, train, test = rows(latents_table(methods(runs)))  # and nothing is said of pooled numbers
+    header, train, test = rows(latents_table(table(runs)))  # and nothing is said of pooled numbers
     named = ["decoder error", "without z", "correlation", "agreement", "probe of z", "probe by chance"]
     assert header == ["method", "families", "seeds", *named]
     assert train[:4] == ["full", "train", "2", "0.50 [0.40, 0.60] ‡"]
@@ -68,7 +68,7 @@ def test_numbers_that_were_pooled_over_families_are_called_so(runs: list[Path]) 
     found = findings(0.3, 0.4)
     del found["over_families"]
     (runs[1] / "latents" / "latents.json").write_text(json.dumps({"train": found}))
-    *_, said = latents_table(methods(runs)).strip().splitlines()
+    *_, said = latents_table(table(runs)).strip().splitlines()
     assert said == "Correlation and agreements are pooled over families, not means: full."
 
 
@@ -82,9 +82,9 @@ def test_the_forgetting_table_holds_the_files_numbers(runs: list[Path]) -> None:
     }
     content = {"schema": 1, "seed": 1, "blocks": [first, last]}
     (runs[0] / "forgetting.json").write_text(json.dumps(content))
-    assert rows(forgetting_table(methods(runs)))[1:] == [["full", "1", "2", "0.40", "-0.50", "0.60"]]
+    assert rows(forgetting_table(table(runs)))[1:] == [["full", "1", "2", "0.40", "-0.50", "0.60"]]
     (runs[1] / "forgetting.json").write_text(json.dumps({**content, "blocks": [first]}))
-    (row,) = rows(forgetting_table(methods(runs)))[1:]
+    (row,) = rows(forgetting_table(table(runs)))[1:]
     assert row == ["full", "2", "1–2", "0.40 [0.40, 0.40] ‡", "-0.50", "0.60"]
 
 
@@ -104,4 +104,4 @@ def test_sections_are_there_if_there_is_something(runs: list[Path], tmp_path: Pa
 def test_a_broken_file_is_named(runs: list[Path]) -> None:
     (runs[1] / "forgetting.json").write_text("{")
     with pytest.raises(UserError, match=r"full-seed2/forgetting\.json is no JSON"):
-        forgetting_table(methods(runs))
+        forgetting_table(table(runs))

@@ -69,7 +69,7 @@ def test_two_seeds_have_a_range_and_one_has_nothing() -> None:
 def test_estimate_takes_the_interval_over_goals_for_one_seed_only() -> None:
     one, goals = np.array([0.4]), (0.3, 0.5)
     assert estimate(one, goals=goals) == (0.4, 0.3, 0.5, "goals")
-    assert estimate(one) == estimate(one, goals=(None, None)) == (0.4, None, None, "seeds")
+    assert estimate(one) == estimate(one, goals=(np.nan, np.nan)) == (0.4, None, None, "seeds")
     assert estimate(np.array([0.2, 0.6]), goals=goals) == (pytest.approx(0.4), 0.2, 0.6, "range")
     three = [0.2, 0.3, 0.7]
     assert estimate(np.array(three), goals=goals) == (

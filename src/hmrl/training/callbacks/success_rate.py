@@ -14,18 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from hmrl.envs import Benchmark
+from hmrl.envs.benchmarks import same_goals
+from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.evaluation.metaworld_protocol import Trials
 from hmrl.evaluation.metrics import FamilyOutcomes, Score
 from hmrl.himeta.config import as_config
-from hmrl.results.file import (
-    SCHEMA,
-    check_replaceable,
-    describe_protocol,
-    digest,
-    episode_columns,
-    plain,
-    results_path,
-)
+from hmrl.results.file import SCHEMA, check_replaceable, digest, episode_columns, results_path
 from hmrl.system.distributed import gather, together
 from hmrl.system.paths import local_path
 from hmrl.system.provenance import provenance
@@ -160,8 +154,8 @@ class SuccessRate(pl.Callback):
             "training_git": module.training_git,
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
             "wall_time_s": round(time.time() - self._started, 1),
-            "model": plain(module.hparams),
-            "data": plain(data.hparams),
+            "model": dict(module.hparams),
+            "data": dict(data.hparams),
             "scores": {
                 split: {m: {f: score._asdict() for f, score in of.items()} for m, of in modes.items()}
                 for split, modes in self.scores.items()
@@ -179,6 +173,42 @@ def _described(data: MetaWorldDataModule, module: HierarchicalMetaRL) -> dict[st
         "weights": digest(module) if data.test.agent == "policy" else None,
         "evaluation_seed": data.seed,
     }
+
+
+def describe_protocol(data: MetaWorldDataModule, training_seed: int | None = None) -> dict[str, Any]:
+    """The results file's entry ``protocol``.
+
+    Args:
+        data: whose test is described.
+        training_seed: of the agent; None for the data module's.
+    """
+    config, trials = data.test, data.trials
+    described: dict[str, Any] = {"name": config.protocol, "backend": config.backend or data.backend}
+    perturbation = config.perturbation_within(data.perturbation)
+    if perturbation != Perturbation():
+        described["perturbation"] = asdict(perturbation)
+        if perturbation.over_training():
+            described["age"] = int(data.module.iteration) * data.episodes_per_trial
+    described |= {key: True for key in ("goals_shown", "families_shown") if getattr(data, key)}
+    stream = 1  # of training
+    goals = config.goals_of(
+        "train", data.seed, data.backend, data.goals_per_family, training=stream, stream=0
+    )
+    # Meta-World has one set of goals for each seed, whatever they are for.
+    same = goals.stream == stream or data.benchmark.fixed_goals(data.backend) is not None
+    fixed = data.goals_per_family is not None and training_seed in (None, data.seed)
+    if fixed and same and same_goals(described["backend"], data.backend):
+        described["training_goals"] = True
+    if config.protocol != "meta_world":
+        return described | {"goals_per_family": goals.per_family, "episodes_per_family": config.goals}
+    for name in ("num_evals", "adaptation_episodes", "evaluation_episodes", "total_tasks_per_cls"):
+        described[name] = getattr(trials, name)
+    families = {"train": len(data.benchmark.train), "test": len(data.benchmark.test)}
+    batches = {split: trials.batch(count) for split, count in families.items()}
+    met = {split: trials.num_evals * batches[split] // count for split, count in families.items()}
+    described["meta_batch_size"] = batches
+    described["goals_per_family"] = {s: min(trials.total_tasks_per_cls, count) for s, count in met.items()}
+    return described
 
 
 def _differs(trainer: pl.Trainer, module: HierarchicalMetaRL) -> dict[str, str]:

@@ -1,0 +1,117 @@
+"""The runs of a report as tidy tables, and what they amount to; runs of one label are seeds of one method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from hmrl.results.statistics import Array, Estimate, estimate, estimate_iqm
+
+if TYPE_CHECKING:
+    from hmrl.types import Split
+
+Families = dict["Split", tuple[str, ...]]  # of each split that is known
+SPLITS: tuple[Split, Split] = ("train", "test")
+ROLES = {"expert": "ceiling", "random": "floor"}  # agents that are no method; anything else is one
+OFFICIAL = "official"
+KEYS = ["method", "seed"]  # of a run
+RESULT = [*KEYS, "protocol"]  # of a results file
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What was read, methods in the order of tables and legends, and seeds in theirs.
+
+    Args:
+        runs: a row a run: ``method``, ``seed``, ``path``, ``agent``, ``pictures`` (of its latents, paths).
+        scores: a row a run, protocol, split, family (or ``mean``, or ``official``: Meta-World's own number)
+            and mode, with its success and what is known of its results file; ``reported`` marks the mode to
+            report. See :func:`hmrl.results.reading.read_result`.
+        metrics: a row a run and logged ``step``, with the columns of ``metrics.csv``.
+        numbers: a row a run, ``split`` and ``name``: what ``latents.json`` and ``forgetting.json`` say.
+        families: the same for all runs that know the split.
+    """
+
+    runs: pd.DataFrame
+    scores: pd.DataFrame
+    metrics: pd.DataFrame
+    numbers: pd.DataFrame
+    families: Families
+
+    @cached_property
+    def roles(self) -> dict[str, str | None]:
+        """Method -> ``ceiling`` or ``floor``, or None for a method proper."""
+        return {row.method: ROLES.get(row.agent) for row in self.runs.itertuples()}
+
+    @property
+    def proper(self) -> list[str]:
+        """The methods that are neither ceiling nor floor."""
+        return [method for method, role in self.roles.items() if not role]
+
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """Method -> its label, and the role if it has one."""
+        return {label: f"{label} ({role})" if role else label for label, role in self.roles.items()}
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """A row a results file."""
+        return self.scores.drop_duplicates(RESULT)
+
+    def of_protocol(self, protocol: str) -> pd.DataFrame:
+        """A row a results file of this protocol."""
+        return self.results[self.results["protocol"] == protocol]
+
+    def tested(self, protocol: str) -> list[str]:
+        """The methods that have results of this protocol."""
+        return list(self.of_protocol(protocol)["method"].unique())
+
+    def series(self, method: str, metric: str) -> list[tuple[Array, Array]]:
+        """Of each seed that logged a metric its environment steps ``[N]``, increasing, and its values."""
+        if metric not in self.metrics:
+            return []
+        found = self.metrics[self.metrics["method"] == method].dropna(subset=[metric])
+        return [(rows["step"].to_numpy(), rows[metric].to_numpy()) for _, rows in found.groupby("seed")]
+
+    @cached_property
+    def _tables(self) -> dict[tuple[str, str, str], pd.DataFrame]:
+        """Method, protocol and split -> a row a seed, columns of success, low and high by family."""
+        reported = self.scores[self.scores["reported"]].groupby(["method", "protocol", "split"])
+        values = ["success", "low", "high"]
+        return {key: rows.pivot(index="seed", columns="family", values=values) for key, rows in reported}
+
+    def per_family(self, method: str, protocol: str, split: Split) -> Array:
+        """Success rates ``[N, F]``, a row a seed; N is 0 unless each seed was tested on the split."""
+        table = self._tables.get((method, protocol, split))
+        if table is None or len(table) < self.of_protocol(protocol)["method"].eq(method).sum():
+            return np.empty((0, 0))
+        return np.ascontiguousarray(table["success"][list(self.families[split])])
+
+    def success(self, method: str, protocol: str, split: Split, family: str = "mean") -> Estimate | None:
+        """Success over seeds in one family, or in the unweighted mean over families.
+
+        The interval is over seeds; of a single seed it is the file's, over goals. None without results.
+        """
+        values = self.per_family(method, protocol, split)
+        if not len(values):
+            return None
+        if family != "mean":
+            values = values[:, [self.families[split].index(family)]]
+        first = self._tables[method, protocol, split].iloc[0]
+        return estimate(values.mean(1), goals=(first["low", family], first["high", family]))
+
+    def success_iqm(self, method: str, protocol: str, split: Split) -> Estimate | None:
+        """Interquartile mean over seeds of the mean over families; None of fewer than two."""
+        values = self.per_family(method, protocol, split)
+        return estimate_iqm(values.mean(1)) if len(values) > 1 else None
+
+    def official(self, method: str, protocol: str, split: Split) -> Estimate | None:
+        """Meta-World's own number over seeds; None if no file has it."""
+        table = self._tables.get((method, protocol, split))
+        if table is None or OFFICIAL not in table["success"]:
+            return None
+        return estimate(table["success", OFFICIAL].dropna().to_numpy())
