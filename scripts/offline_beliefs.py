@@ -68,7 +68,8 @@ def episodes_of(saved: dict[str, Any], path: Path) -> Trajectories:
         parts.append(replay.sample(replay.size))
     names = ("observation", "action", "reward", "macro_action")
     joined = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in names}
-    return Trajectories(**joined, family=torch.cat([p.family for p in parts]), episodes=parts[0].episodes)
+    of_trials = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("family", "hidden_goal")}
+    return Trajectories(**joined, **of_trials, episodes=parts[0].episodes)
 
 
 def learn(

@@ -177,6 +177,7 @@ class Rollout(Tensors):
     success: Tensor  # [T, B] bool
     final_success: Tensor  # [E * B] bool, at the last simulator step of each episode
     family: Tensor  # [B] long, index into ``families``
+    hidden_goal: Tensor  # [B, G], what no agent sees; G is 0 where it is not asked for
     families: tuple[str, ...]
     split: Split
     mode: str  # name of the way of acting, as "sampled"
@@ -231,13 +232,14 @@ class Trajectories(Tensors):
     reward: Tensor  # [T, N]
     macro_action: Tensor  # [T, N, A or 0]
     family: Tensor  # [N]
+    hidden_goal: Tensor  # [N, G]
     episodes: int = 1  # of a trial, E
 
     def select(self, chosen: Tensor) -> Trajectories:
         """The trials that ``chosen`` ``[N]`` marks."""
         names = ("observation", "action", "reward", "macro_action")
         marked = {name: getattr(self, name)[:, chosen] for name in names}
-        return replace(self, **marked, family=self.family[chosen])
+        return replace(self, **marked, family=self.family[chosen], hidden_goal=self.hidden_goal[chosen])
 
 
 TRAJECTORY_TENSORS = tuple(f.name for f in fields(Trajectories) if f.name != "episodes")

@@ -17,9 +17,9 @@ from hmrl.rollouts.collect import collect, seeded
 from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.rollouts.stream import RolloutStream
 from hmrl.training.module import HierarchicalMetaRL
-from hmrl.types import EnvStep, Rollout, Trajectories
+from hmrl.types import TRAJECTORY_TENSORS, EnvStep, Rollout, Trajectories
 
-S, A, K, T, B = 7, 2, 3, 6, 4
+S, A, K, T, B, G = 7, 2, 3, 6, 4, 2  # G: of a hidden goal
 EGO = (0, 1, 4)
 FAMILIES = ("reach", "push")
 
@@ -61,12 +61,13 @@ def build_module(
     macro_vae: MacroVAEConfig | None = None,
     ppo: dict[str, Any] | None = None,
     networks: dict[str, Any] | None = None,
+    families: Sequence[str] = FAMILIES,
     **changes: Any,
 ) -> HierarchicalMetaRL:
     """An agent small enough to step in milliseconds, its normaliser already fed."""
     torch.manual_seed(0)
     module = HierarchicalMetaRL(
-        families=FAMILIES,
+        families=families,
         observation_dim=S,
         action_dim=A,
         ego_indices=EGO,
@@ -76,7 +77,7 @@ def build_module(
         ppo=PPOConfig(**{"epochs": 2, "minibatches": 2} | (ppo or {})),
         **changes,
     )
-    module.policy.observe(0.5 + 2 * torch.randn(50, S), 1 + torch.rand(50))
+    module.policy.observe(0.5 + 2 * torch.randn(50, S), 1 + torch.rand(50), torch.randn(50, G))
     livelier(module.policy)
     return module
 
@@ -112,6 +113,7 @@ def random_rollout(episodes: int = B, steps: int = T, seed: int = 0, **changes: 
         "success": torch.rand(steps, episodes, generator=g) < 0.2,
         "final_success": torch.rand(episodes, generator=g) < 0.5,
         "family": torch.arange(episodes) % len(FAMILIES),
+        "hidden_goal": randn(episodes, G),
         "families": FAMILIES,
         "split": "train",
         "mode": "training",
@@ -121,9 +123,7 @@ def random_rollout(episodes: int = B, steps: int = T, seed: int = 0, **changes: 
 
 
 def trajectories(rollout: Rollout) -> Trajectories:
-    return Trajectories(
-        rollout.observation, rollout.action, rollout.reward, rollout.macro_action, rollout.family
-    )
+    return Trajectories(**{name: getattr(rollout, name) for name in TRAJECTORY_TENSORS})
 
 
 def iteration_batch(rollout: Rollout, capacity: int = 8) -> Any:

@@ -35,6 +35,7 @@ Gradients = Literal["isolated", "joint"]
 ContextReward = Literal["log", "plain"]
 Advantage = Literal["family", "batch", "none"]
 Latents = Literal["acted", "renewed"]
+CriticInput = Literal["belief", "task"]
 C = TypeVar("C")
 
 
@@ -163,6 +164,8 @@ class ActorCriticConfig(Checked):
 
     Args:
         actor_hidden, critic_hidden: hidden widths, tanh.
+        critic_input: what the critic is given beside the state: the "belief", or the true "task" as well, its
+            family and its goal. Only learning asks the critic, so the agent acts without them.
         log_std_init: initial log standard deviation of the actions.
         log_std_range: its bounds.
         state_dependent_std: let the network choose the deviation.
@@ -172,6 +175,7 @@ class ActorCriticConfig(Checked):
 
     actor_hidden: Widths = (256, 256)
     critic_hidden: Widths = (256, 256)
+    critic_input: CriticInput = "belief"
     log_std_init: Finite = 0.0
     log_std_range: Bounds = (-2.0, 0.5)
     state_dependent_std: bool = False

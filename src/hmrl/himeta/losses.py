@@ -53,7 +53,7 @@ def task_encoder_loss(
         scaled_reward: the low level's rewards of these episodes, ``[T, N]``.
     """
     sequence = policy.encode_episodes(episodes.observation, episodes.action, episodes.reward, acting)
-    value = policy.critic(policy.normalize(episodes.observation), sequence.belief)
+    value = policy.value(policy.normalize(episodes.observation), sequence.belief, policy.task(episodes))
     _, target = gae(scaled_reward, value.detach(), ppo.gamma, ppo.gae_lambda)
     value_loss = (value[:-1] - target).square().mean()
     own, metrics = belief_loss(policy, episodes, sequence, config)
@@ -316,7 +316,8 @@ def ppo_samples(
     belief, z = rollout.task_belief, rollout.macro_action
     if ppo.latents == "renewed":
         belief, z = policy.renewed(rollout.observation, rollout.action, rollout.reward)
-    value = policy.critic(state, belief)
+    task = policy.task(rollout)
+    value = policy.value(state, belief, task)
     advantage, target = gae(scaled_reward, value, ppo.gamma, ppo.gae_lambda)
     if ppo.advantage == "family":
         advantage = standardize(advantage, rollout.family, len(rollout.families))
@@ -325,6 +326,7 @@ def ppo_samples(
     samples = {
         "state": state[:-1],
         "task_belief": belief[:-1],
+        "task": task.expand(len(z), -1, -1),
         "macro_action": z,
         "action": rollout.action,
         "log_prob": rollout.log_prob,
@@ -358,7 +360,7 @@ def actor_loss(
 
 def critic_loss(policy: HierarchicalPolicy, batch: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
     """(V(s_t, y_t) - lambda-return)^2 on the y_t in ``batch``."""
-    value = policy.critic(batch["state"], batch["task_belief"])
+    value = policy.critic(batch["state"], batch["task_belief"], batch["task"])
     loss = (value - batch["return"]).square().mean()
     return loss, {"ppo/value_loss": loss.detach()}
 
@@ -378,7 +380,8 @@ class JointBatch(Trajectories):
         """The trials that ``chosen``, marks or indices, names."""
         names = ("observation", "action", "reward", "macro_action", "log_prob", "advantage", "returns")
         columns = {name: getattr(self, name)[:, chosen] for name in names}
-        return replace(self, **columns, family=self.family[chosen])
+        trials = {name: getattr(self, name)[chosen] for name in ("family", "hidden_goal")}
+        return replace(self, **columns, **trials)
 
 
 def joint_batch(rollout: Rollout, targets: Mapping[str, Tensor]) -> JointBatch:
@@ -418,6 +421,7 @@ def joint_loss(
     samples = {
         "state": state,
         "task_belief": belief,
+        "task": policy.task(batch).expand(len(belief), -1, -1),
         "macro_action": policy.hold(policy.macro_action(state, belief, acting)),
         "action": batch.action,
         "log_prob": batch.log_prob,

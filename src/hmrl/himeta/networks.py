@@ -370,13 +370,19 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """V(s, y). Arguments as :class:`Actor`'s."""
+    """V(s, y), or V(s, y, task): an asymmetric critic (Pinto et al. 2018), told what the actor is not.
 
-    def __init__(self, state_dim: int, belief_dim: int, *, hidden: Sequence[int]) -> None:
+    Args:
+        state_dim, belief_dim: as :class:`Actor`'s.
+        task_dim: width of what describes the task; 0 for a critic that is not told.
+        hidden: hidden widths, tanh.
+    """
+
+    def __init__(self, state_dim: int, belief_dim: int, task_dim: int = 0, *, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.net = mlp(state_dim + belief_dim, hidden, 1, nn.Tanh)
+        self.net = mlp(state_dim + belief_dim + task_dim, hidden, 1, nn.Tanh)
 
-    def forward(self, state: Tensor, belief: Tensor) -> Tensor:
+    def forward(self, state: Tensor, belief: Tensor, task: Tensor) -> Tensor:
         """Values ``[...]``."""
-        value: Tensor = self.net(torch.cat([state, belief], dim=-1)).squeeze(-1)
+        value: Tensor = self.net(torch.cat([state, belief, task], dim=-1)).squeeze(-1)
         return value

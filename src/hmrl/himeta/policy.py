@@ -8,13 +8,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
+from torch.nn.functional import one_hot
 
 from hmrl.himeta.config import ActorCriticConfig, ContextReward, MacroVAEConfig, TaskEncoderConfig
 from hmrl.himeta.formulas import signed_log
 from hmrl.himeta.networks import Actor, ContinuousEncoder, Critic, MacroVAE, MixtureEncoder, TaskEncoder
 from hmrl.himeta.normalizer import RunningMoments
 from hmrl.system.errors import UserError
-from hmrl.types import Acting, ActorStep, Carry
+from hmrl.types import Acting, ActorStep, Carry, Rollout, Trajectories
 
 _CLIP = 5.0  # of normalised observations and rewards
 _STD_FLOOR = 0.01  # metres, mostly: a dimension that hardly moves in training must not explode in test
@@ -41,6 +42,8 @@ class HierarchicalPolicy(nn.Module):
         macro_interval: decisions that a macro-action is held.
         temperature: of the Gumbel-softmax.
         context_reward: whether contexts hold rewards as they are or their signed logarithm.
+        told: number of training families F and width G of a goal, of which the critic is told; None if it
+            is not.
     """
 
     ego_indices: Tensor
@@ -59,6 +62,7 @@ class HierarchicalPolicy(nn.Module):
         macro_interval: int,
         temperature: float,
         context_reward: ContextReward = "plain",
+        told: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.task_encoder, self.macro_vae = task_encoder, macro_vae
@@ -69,6 +73,8 @@ class HierarchicalPolicy(nn.Module):
         self.register_buffer("ego_indices", torch.tensor(ego_indices), persistent=False)
         self.observation_moments = RunningMoments(observation_dim)
         self.reward_moments = RunningMoments(1)
+        self._families = told[0] if told else 0
+        self.goal_moments = RunningMoments(told[1]) if told else None
 
     @property
     def categorical_entries(self) -> int:
@@ -172,6 +178,25 @@ class HierarchicalPolicy(nn.Module):
     def _in_context(self, reward: Tensor) -> Tensor:
         return signed_log(reward) if self.context_reward == "log" else reward
 
+    def task(self, episodes: Rollout | Trajectories) -> Tensor:
+        """What the critic is told of the task of each column: its family, one-hot, and its goal, normalised.
+
+        ``[B, F + G]``, or ``[B, 0]`` for a critic that is not told.
+        """
+        if self.goal_moments is None:
+            return episodes.hidden_goal[:, :0]
+        goal = self.goal_moments.normalize(episodes.hidden_goal, _CLIP, _STD_FLOOR)
+        return torch.cat([one_hot(episodes.family, self._families).to(goal.dtype), goal], dim=-1)
+
+    def value(self, state: Tensor, belief: Tensor, task: Tensor) -> Tensor:
+        """The critic's values ``[T, B]``, of normalised states and beliefs ``[T, B, ...]``.
+
+        Args:
+            task: of each column (:meth:`task`).
+        """
+        value: Tensor = self.critic(state, belief, task.expand(*state.shape[:-1], -1))
+        return value
+
     def belief(self, logits: Tensor, acting: Acting) -> Tensor:
         """y from the encoder's ``logits`` ``[..., K]``: probabilities, or a sample (HiMeta, eq. of y_t)."""
         assert self.task_encoder is not None
@@ -240,10 +265,12 @@ class HierarchicalPolicy(nn.Module):
         return self.hold(self.macro_action(self.normalize(observation)[:-1], belief[:-1], Acting()))
 
     @torch.no_grad()
-    def observe(self, observation: Tensor, reward: Tensor) -> None:
-        """Collective. Move the normaliser's moments by raw ``[..., S]`` and ``[...]`` of a rollout."""
+    def observe(self, observation: Tensor, reward: Tensor, hidden_goal: Tensor) -> None:
+        """Collective. Move the normaliser's moments by raw ``[..., S]``, ``[...]`` and ``[B, G]``."""
         self.observation_moments.update(observation.reshape(-1, self.observation_dim))
         self.reward_moments.update(self._in_context(reward).reshape(-1, 1))
+        if self.goal_moments is not None:
+            self.goal_moments.update(hidden_goal)
 
 
 def _donors(batch: int) -> Tensor:
@@ -267,8 +294,13 @@ def build_policy(
     ego_indices: tuple[int, ...],
     decision_interval: int,
     macro_interval: int = 1,
+    families: int = 0,
+    goal_dim: int = 0,
 ) -> HierarchicalPolicy:
     """The policy that a configuration describes; a level that is None is absent, not zeroed.
+
+    Args:
+        families, goal_dim: training families and the width of a goal, for a critic that is told of them.
 
     Raises:
         UserError: for an ego index outside the observation or an interval below 1.
@@ -297,6 +329,7 @@ def build_policy(
             log_std_range=vae.log_std_range,
         )
     )
+    told = (families, goal_dim) if networks.critic_input == "task" else None
     actor = Actor(
         observation_dim,
         belief_dim,
@@ -311,7 +344,7 @@ def build_policy(
         task_encoder,
         macro_vae,
         actor,
-        Critic(observation_dim, belief_dim, hidden=networks.critic_hidden),
+        Critic(observation_dim, belief_dim, sum(told or ()), hidden=networks.critic_hidden),
         observation_dim=observation_dim,
         action_dim=action_dim,
         ego_indices=ego_indices,
@@ -319,6 +352,7 @@ def build_policy(
         macro_interval=macro_interval,
         temperature=encoder.temperature if encoder else 1.0,
         context_reward=encoder.context_reward if encoder else "plain",
+        told=told,
     )
 
 

@@ -179,6 +179,7 @@ def collect(
         success=torch.stack(successes),
         final_success=torch.cat(final_success),
         family=family_index(envs.families, families),
+        hidden_goal=torch.zeros(batch, 0),
         families=tuple(families),
         split=split,
         mode=mode,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 
+import torch
+
+from hmrl.envs.wrappers.shown import HiddenGoals
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.rollouts.stream import Batch
@@ -18,14 +21,15 @@ class Collector:
     """Owns the environments of training.
 
     Args:
-        build: makes this rank's environments of the families that it is given.
+        build: makes this rank's environments of the families that it is given, as agents see them, and what
+            hides their goals.
         replay: where each rollout goes.
         families: all training families; rollouts index them.
         seed, stream: of acting.
         episodes: of a trial.
     """
 
-    build: Callable[[Sequence[str]], TaskEnvs]
+    build: Callable[[Sequence[str]], tuple[TaskEnvs, HiddenGoals]]
     replay: TrajectoryReplay
     families: Sequence[str]
     _: KW_ONLY
@@ -50,7 +54,7 @@ class Collector:
         with together():
             if self._envs is None or self._built_for != tuple(families):
                 self.close()
-                self._envs, self._built_for = self.build(families), tuple(families)
+                (self._envs, self._goals), self._built_for = self.build(families), tuple(families)
             with seeded(self.seed, self.stream, rank, trial):
                 rollout = collect(
                     self._envs,
@@ -62,6 +66,7 @@ class Collector:
                     mode="training",
                     episodes=self.episodes,
                 )
+            rollout.hidden_goal = torch.from_numpy(self._goals.goal)
             self.replay.append(rollout)
         return Batch(rollout, self.replay)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from hmrl.system.errors import UserError
 from hmrl.types import TRAJECTORY_TENSORS, Rollout, Trajectories
 
+_OF_TRIALS = ("family", "hidden_goal")  # without time steps
+
 
 class TrajectoryReplay:
     """The last rollouts that fit, raw: normalisation and value targets are made at use.
@@ -99,6 +101,11 @@ class TrajectoryReplay:
             rollout = rollout[rollout >= 0]
             rollout = torch.cat([rollout, rollout.new_full((self.capacity - len(rollout),), -1)])
         self._rollout = rollout
+        if missing := [name for name in TRAJECTORY_TENSORS if name not in state]:
+            raise UserError(
+                f"the checkpoint's replay lacks {', '.join(missing)}, as an earlier version wrote it: train "
+                "on with that version, or begin another run"
+            )
         self._store = self._reserved({name: state[name] for name in TRAJECTORY_TENSORS})
         for name, values in self._store.items():
             values[self._filled()] = state[name][kept]
@@ -119,7 +126,7 @@ def check_capacity(capacity: int, trials: int) -> None:
 
 def _swapped(name: str, values: Tensor) -> Tensor:
     """Trials before time steps, or the other way round."""
-    return values if name == "family" else values.transpose(0, 1)
+    return values if name in _OF_TRIALS else values.transpose(0, 1)
 
 
 def _forget(rollout: Tensor, size: int) -> None:

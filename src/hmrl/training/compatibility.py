@@ -20,7 +20,7 @@ _NETWORK: dict[str, tuple[str, ...]] = {
         *("reward_embedding", "context_reward"),
     ),
     "macro_vae": ("encoder_hidden", "decoder_hidden"),
-    "actor_critic": ("actor_hidden", "critic_hidden", "state_dependent_std"),
+    "actor_critic": ("actor_hidden", "critic_hidden", "critic_input", "state_dependent_std"),
 }
 _LEVELS: dict[str, type[Any]] = {
     "task_encoder": TaskEncoderConfig,

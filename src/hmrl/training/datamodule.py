@@ -13,7 +13,7 @@ from torch import Tensor
 from hmrl.envs import Backend, Benchmark, benchmark, make_envs
 from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals, same_goals, world_of
 from hmrl.envs.wrappers.perturb import Perturbation, PerturbedEnvs, sensors_of
-from hmrl.envs.wrappers.shown import ShownFamilies
+from hmrl.envs.wrappers.shown import HiddenGoals, ShownFamilies
 from hmrl.evaluation.evaluator import Evaluated, Evaluator
 from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig, default_modes
 from hmrl.himeta.config import as_config
@@ -129,7 +129,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         appended = self.perturbation.missing.mask_width(self.sensors)
         appended += len(self.families) if families_shown else 0
         self.observation_dim, self.action_dim = world.observation_dim + appended, world.action_dim
-        self.ego_indices = world.decoded(ego_state)
+        self.ego_indices, self.goal_dim = world.decoded(ego_state), len(world.goal_indices)
         self.schedule: Schedule | None = None
         if self.curriculum:
             steps = horizon * episodes_per_trial
@@ -248,24 +248,36 @@ class MetaWorldDataModule(pl.LightningDataModule):
         *,
         agent: str = "policy",
         age: int | None = None,
-        families: Sequence[str] | None = None,
     ) -> TaskEnvs:
         """:meth:`make_envs` as ``agent`` sees them; ``age`` is that of :class:`PerturbedEnvs`."""
         shown = self.shown_to(agent)
-        visible = shown["goal_visible"]
-        envs = self.make_envs(backend, goals, envs_per_family, goal_visible=visible, families=families)
+        envs = self.make_envs(backend, goals, envs_per_family, goal_visible=shown["goal_visible"])
+        return self._as_seen(envs, goals.split, envs_per_family, perturbation, stream, agent, age)
+
+    def _as_seen(
+        self,
+        envs: TaskEnvs,
+        split: Split,
+        envs_per_family: int,
+        perturbation: Perturbation,
+        stream: int,
+        agent: str,
+        age: int | None,
+    ) -> TaskEnvs:
         rank, world_size = rank_and_world_size()
-        key = (self.seed, stream, int(goals.split == "test"))
+        key = (self.seed, stream, int(split == "test"))
         first_slot = rank * (envs_per_family // world_size)
         if perturbation != Perturbation():
             envs = PerturbedEnvs(envs, perturbation, self.sensors, key, first_slot, envs_per_family, age)
-        return ShownFamilies(envs, self.families) if shown["family_visible"] else envs
+        return ShownFamilies(envs, self.families) if self.shown_to(agent)["family_visible"] else envs
 
-    def _training_envs(self, families: Sequence[str]) -> TaskEnvs:
-        """Of ``families``, as many as of all of them."""
+    def _training_envs(self, families: Sequence[str]) -> tuple[TaskEnvs, HiddenGoals]:
+        """Of ``families``, as many as of all of them; as the agent sees them, and what hides their goals."""
         goals = Goals("train", self.seed, self.goals_per_family, _TRAIN, self.episodes_per_trial)
         each = len(self.families) * self.envs_per_family // len(families)
-        return self.seen_envs(self.backend, goals, each, self.perturbation, _TRAIN, families=families)
+        envs = self.make_envs(self.backend, goals, each, goal_visible=True, families=families)
+        hidden = HiddenGoals(envs, self.benchmark.world.goal_indices, self.goals_shown)
+        return self._as_seen(hidden, "train", each, self.perturbation, _TRAIN, "policy", None), hidden
 
     # --- streams ---------------------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         task_encoder, macro_vae: high and intermediate level; None leaves one out.
         actor_critic: low level's networks.
         ppo: low level's learning.
+        goal_dim: width of the goals that the critic is told of, if it is (``actor_critic.critic_input``).
         acting, seed: how y, z and the action are drawn in training; of everything random in learning.
     """
 
@@ -92,6 +93,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         actor_critic: ActorCriticConfig = ActorCriticConfig(),  # noqa: B008
         ppo: PPOConfig = PPOConfig(),  # noqa: B008
         acting: Acting = Acting(),  # noqa: B008
+        goal_dim: int = 0,
         seed: int = 1,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -135,6 +137,8 @@ class HierarchicalMetaRL(pl.LightningModule):
             ego_indices=tuple(ego_indices),
             decision_interval=decision_interval,
             macro_interval=macro_interval,
+            families=len(self.families),
+            goal_dim=goal_dim,
         )
         self.reward_scaler = RewardScaler(self.ppo.reward_scale, self.ppo.gamma, len(self.families))
         self.register_buffer("env_steps", torch.zeros((), dtype=torch.int64))
@@ -160,7 +164,7 @@ class HierarchicalMetaRL(pl.LightningModule):
                 metrics = self._update_task_encoder(replay, rollout)
                 metrics |= self._update_macro_vae(replay, rollout)
                 metrics |= self._update_actor_critic(rollout)
-            self.policy.observe(rollout.observation, rollout.reward)
+            self.policy.observe(rollout.observation, rollout.reward, rollout.hidden_goal)
         self.iteration += 1
         self.env_steps += rollout.env_steps * world_size
         self._log(metrics | rollout_metrics(rollout, beliefs))
@@ -351,8 +355,11 @@ class HierarchicalMetaRL(pl.LightningModule):
         """
         training = self._trainer is not None and self.trainer.state.fn == "fit"
         if not training and list(checkpoint["hyper_parameters"]["families"]) != list(self.families):
-            own = {k: v for k, v in self.state_dict().items() if k.startswith("reward_scaler.")}
-            checkpoint["state_dict"] |= own  # it is about training families, and only to learn from
+            learning = ["reward_scaler."]  # about training families, and only to learn from
+            if self.network_config.critic_input == "task":
+                learning.append("policy.critic.")
+            own = {k: v for k, v in self.state_dict().items() if k.startswith(tuple(learning))}
+            checkpoint["state_dict"] |= own
         check_network(checkpoint, self, training=training)
         self._loaded = {key: checkpoint[key] for key in ("format", "hyper_parameters") if key in checkpoint}
         self.training_seed = checkpoint["hyper_parameters"]["seed"]

@@ -55,6 +55,7 @@ def test_the_decoder_is_given_and_predicts_these_dimensions(
         reward=torch.zeros(steps, episodes),
         macro_action=torch.zeros(steps, episodes, data.action_dim),
         family=torch.zeros(episodes, dtype=torch.long),
+        hidden_goal=torch.zeros(episodes, 0),
     )
     macro_vae_loss(policy, trajectories, config, Acting())
     assert seen

@@ -171,7 +171,7 @@ def test_the_encoders_gradient_is_that_of_a_semi_gradient_value_loss() -> None:
     got = torch.autograd.grad(loss, parameters)
 
     belief = policy.encode_episodes(rollout.observation, rollout.action, rollout.reward, Acting()).belief
-    value = policy.critic(policy.normalize(rollout.observation), belief)
+    value = policy.value(policy.normalize(rollout.observation), belief, rollout.hidden_goal[:, :0])
     gamma, lam, v = module.ppo.gamma, module.ppo.gae_lambda, value.detach()
     total: Tensor = torch.zeros(())
     for t in range(T):

@@ -118,7 +118,9 @@ def test_targets_are_those_of_isolated_training() -> None:
     module = agent()
     rollout = rollout_of(module)
     targets, _ = ppo_samples(module.policy, rollout, rollout.reward, module.ppo)
-    value = module.policy.critic(module.policy.normalize(rollout.observation), rollout.task_belief)
+    value = module.policy.value(
+        module.policy.normalize(rollout.observation), rollout.task_belief, rollout.hidden_goal[:, :0]
+    )
     _, expected = gae(rollout.reward, value, module.ppo.gamma, module.ppo.gae_lambda)
     assert torch.allclose(joint_batch(rollout, targets).returns, expected)
 

@@ -141,9 +141,9 @@ def test_a_bounded_value_is_an_algebraic_sigmoid_through_its_start() -> None:
 def test_critic_gives_one_value_for_each_state() -> None:
     critic = Critic(S, K, hidden=(8,))
     state, belief = torch.randn(6, 4, S), torch.randn(6, 4, K)
-    value = critic(state, belief)
+    value = critic(state, belief, state[..., :0])
     assert value.shape == (6, 4)
-    torch.testing.assert_close(critic(state[2, 3], belief[2, 3]), value[2, 3])
+    torch.testing.assert_close(critic(state[2, 3], belief[2, 3], state[2, 3, :0]), value[2, 3])
 
 
 # --- macro-VAE -----------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from hmrl.himeta.formulas import categorical_regulariser, entropy, goal_steps, m
 from hmrl.himeta.losses import task_encoder_loss
 from hmrl.system.errors import UserError
 from hmrl.training.module import HierarchicalMetaRL
-from hmrl.types import Acting, Trajectories
-from support.agents import B, K, build_module, encoder_config, play, vae_config
+from hmrl.types import Acting
+from support.agents import B, K, build_module, encoder_config, play, trajectories, vae_config
 
 G = 4
 
@@ -95,9 +95,7 @@ def test_value_and_rewards_each_move_every_variable(value_coef: float, reward_co
     rollout, encoder = play(module, key=[1]), module.policy.task_encoder
     assert encoder
     assert module.encoder_config
-    episodes = Trajectories(
-        rollout.observation, rollout.action, rollout.reward, rollout.macro_action, rollout.family
-    )
+    episodes = trajectories(rollout)
     config = module.encoder_config
     loss, _ = task_encoder_loss(module.policy, episodes, rollout.reward, config, module.ppo, module.acting)
     loss.backward()

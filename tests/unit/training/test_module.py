@@ -275,7 +275,9 @@ def test_advantages_and_returns_handed_to_ppo(
     module = build_module(encoder_config(), vae_config(), ppo=ONE_STEP | options)
     rollout = random_rollout()
     with torch.no_grad():
-        value = module.policy.critic(module.policy.normalize(rollout.observation), rollout.task_belief)
+        value = module.policy.value(
+            module.policy.normalize(rollout.observation), rollout.task_belief, rollout.hidden_goal[:, :0]
+        )
     batches = spied_batches(monkeypatch)
     iterate(module, rollout)
 

@@ -1,12 +1,49 @@
-"""What an upper bound is shown and agents are not: the family."""
+"""What agents are not shown: the goal, and the family."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from hmrl.types import EnvStep, FloatArray, TaskEnvs
+
+
+class HiddenGoals:
+    """Environments that show their goals, which are kept here and, for agents, set to zero.
+
+    Args:
+        envs: B environments with visible goals.
+        indices: where in an observation the goal stands; none if it stands nowhere.
+        shown: leave it there: an upper bound.
+    """
+
+    goal: npt.NDArray[np.float32]  # [B, G], of the present episode
+
+    def __init__(self, envs: TaskEnvs, indices: Sequence[int], shown: bool) -> None:
+        self.families, self.horizon = envs.families, envs.horizon
+        self._envs, self._indices, self._shown = envs, list(indices), shown
+
+    def reset(self, episode: int) -> FloatArray:
+        """Start episode number ``episode`` everywhere; returns observations ``[B, S]``."""
+        observation = self._envs.reset(episode)
+        self.goal = observation[:, self._indices].astype(np.float32)
+        return self._hidden(observation)
+
+    def step(self, action: FloatArray) -> EnvStep:
+        """One simulator step with actions ``[B, A]`` in [-1, 1]."""
+        taken = self._envs.step(action)
+        return EnvStep(self._hidden(taken.observation), taken.reward, taken.success)
+
+    def close(self) -> None:
+        """Free the simulators."""
+        self._envs.close()
+
+    def _hidden(self, observation: FloatArray) -> FloatArray:
+        if not self._shown:
+            observation[:, self._indices] = 0
+        return observation
 
 
 class ShownFamilies:
