@@ -15,7 +15,7 @@ parser.add_argument("--run_dir", default="runs/python")
 options = parser.parse_args()
 
 seed_everything(1)  # the networks' first weights
-evaluation = EvaluationConfig(goals=20, envs_per_family=20, backend="gridworld")
+evaluation = EvaluationConfig(goals_per_family=20, envs_per_family=20, backend="gridworld")
 data = MetaWorldDataModule(
     benchmark="GridWorld", backend="gridworld", horizon=24, validation=evaluation, test=evaluation, seed=1
 )

@@ -26,7 +26,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from hmrl.himeta.config import ActorCriticConfig, TaskEncoderConfig, as_config
-from hmrl.himeta.losses import reward_loss
+from hmrl.himeta.losses import QUESTIONS, reward_loss
 from hmrl.himeta.policy import HierarchicalPolicy, build_policy
 from hmrl.rollouts.collect import seeded
 from hmrl.rollouts.replay import TrajectoryReplay
@@ -35,7 +35,7 @@ from hmrl.training import checkpoint
 from hmrl.training.compatibility import check_settings
 from hmrl.types import Acting, Trajectories
 
-_QUESTIONS = 500  # of each held-out episode
+_TESTED = 500  # of each held-out episode
 
 
 def config_of(belief: str, config: TaskEncoderConfig) -> TaskEncoderConfig:
@@ -80,11 +80,11 @@ def learn(
     assert encoder
     policy.eval()  # as in training: dropout in what learns only
     encoder.train()
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=config.lr)
     started = time.perf_counter()
     for _ in range(updates):
         chosen = torch.randperm(len(episodes.family))[: config.trajectories]
-        loss = error_of(policy, episodes.select(chosen), config.reward_samples)
+        loss = error_of(policy, episodes.select(chosen), QUESTIONS)
         optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(encoder.parameters(), config.max_grad_norm)
@@ -136,7 +136,7 @@ def compare(
                 for name in ("before", "after"):
                     policy.eval()
                     with torch.no_grad(), seeded(0):  # the same questions each time
-                        result[name].append(float(error_of(policy, tested, _QUESTIONS)))
+                        result[name].append(float(error_of(policy, tested, _TESTED)))
                     if name == "before":
                         result["seconds_an_update"].append(learn(policy, learnt, config, updates))
         found[belief] = result

@@ -1,7 +1,7 @@
 """Success of agents against a growing perturbation of tests: a figure, a CSV and a JSON file.
 
 python scripts/robustness.py ml10=runs/ml10/checkpoints/best.ckpt flat=runs/flat/checkpoints/best.ckpt \\
-  --out runs/robustness --levels 0 0.005 0.01 0.02 0.05 -- --data.test.goals 10
+  --out runs/robustness --levels 0 0.005 0.01 0.02 0.05 -- --data.test.goals_per_family 10
 
 What follows -- goes to `hmrl test`, after `--config configs/ml10.yaml`. A level that has its results file is
 not run again.

@@ -31,7 +31,11 @@ UNREACHED = 10**12  # a budget
 # Each world's command, and how long after the beginning of training it may be left alone.
 COMMAND = ["-m", "hmrl", "fit", "--config", "ml10", "--config"]
 # Quick iterations, each with an evaluation, and a large checkpoint.
-SMALL = ["--data.envs_per_family=4", "--data.replay_trajectories=1000", "--latents.every_n_evaluations=1000"]
+SMALL = [
+    "--data.envs_per_family=4",
+    "--data.replay_trajectories=1000",
+    "--latent_analysis.every_n_evaluations=1000",
+]
 GRID = [*COMMAND, "gridworld", *SMALL, "--trainer.check_val_every_n_epoch", "1"]
 WORLDS = {"grid": (GRID, 4.0), "ml10": ([*COMMAND, "smoke"], 40.0)}
 
@@ -68,7 +72,7 @@ class Run:
         self.command = [sys.executable, *command, "--run_dir", str(self.directory), "--ckpt_path", "last"]
         self.command += ["--trainer.accelerator", "cpu", "--trainer.devices", str(processes)]
         self.command += ["--last_checkpoint.every_n_iterations", "1"]
-        self.command += ["--data.validation", "{goals: 2, envs_per_family: 2}"]
+        self.command += ["--data.validation", "{goals_per_family: 2, envs_per_family: 2}"]
         self.startup = 8.0  # seconds until training begins, as it was the last time
 
     def start(self, budget: int) -> subprocess.Popen[bytes]:

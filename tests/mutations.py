@@ -114,8 +114,8 @@ MUTATIONS = (
     Mutation(
         "checkpoint: the export lacks the configuration",
         "training/checkpoint.py",
-        '    "hyper_parameters",\n',
-        "",
+        '"hyper_parameters", "datamodule_hyper_parameters"',
+        '"datamodule_hyper_parameters"',
         ("integration/test_checkpoints.py",),
     ),
     Mutation(
@@ -149,8 +149,8 @@ MUTATIONS = (
     Mutation(
         "configuration: another clip range",
         "himeta/config.py",
-        "    clip: float = 0.2",
-        "    clip: float = 0.3",
+        "    clip: Positive = 0.2",
+        "    clip: Positive = 0.3",
         ("unit/himeta/test_config.py",),
     ),
     Mutation(

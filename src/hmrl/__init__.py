@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from hmrl.envs.benchmarks import World as World
     from hmrl.envs.wrappers.perturb import Perturbation as Perturbation
     from hmrl.evaluation.protocols import EvaluationConfig as EvaluationConfig
-    from hmrl.evaluation.protocols import TrialConfig as TrialConfig
+    from hmrl.evaluation.protocols import MetaWorldConfig as MetaWorldConfig
     from hmrl.himeta.config import ActorCriticConfig as ActorCriticConfig
     from hmrl.himeta.config import MacroVAEConfig as MacroVAEConfig
     from hmrl.himeta.config import PPOConfig as PPOConfig
     from hmrl.himeta.config import TaskEncoderConfig as TaskEncoderConfig
     from hmrl.system.errors import UserError as UserError
     from hmrl.training.callbacks import Forgetting as Forgetting
-    from hmrl.training.callbacks import Latents as Latents
+    from hmrl.training.callbacks import LatentAnalysis as LatentAnalysis
     from hmrl.training.callbacks import Video as Video
     from hmrl.training.curriculum import CurriculumConfig as CurriculumConfig
     from hmrl.training.datamodule import MetaWorldDataModule as MetaWorldDataModule
@@ -34,10 +34,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "envs.benchmarks": ("Benchmark", "World"),
     "envs.wrappers.perturb": ("Perturbation",),
-    "evaluation.protocols": ("EvaluationConfig", "TrialConfig"),
+    "evaluation.protocols": ("EvaluationConfig", "MetaWorldConfig"),
     "himeta.config": ("ActorCriticConfig", "MacroVAEConfig", "PPOConfig", "TaskEncoderConfig"),
     "system.errors": ("UserError",),
-    "training.callbacks": ("Forgetting", "Latents", "Video"),
+    "training.callbacks": ("Forgetting", "LatentAnalysis", "Video"),
     "training.curriculum": ("CurriculumConfig",),
     "training.datamodule": ("MetaWorldDataModule",),
     "training.module": ("HierarchicalMetaRL",),

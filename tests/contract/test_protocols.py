@@ -15,7 +15,7 @@ from hmrl.envs import Backend, benchmark, make_envs
 from hmrl.envs.benchmarks import Goals, metaworld_name
 from hmrl.evaluation.baselines import AgentName
 from hmrl.evaluation.metaworld_protocol import make_trial_envs
-from hmrl.evaluation.protocols import Protocol, TrialConfig
+from hmrl.evaluation.protocols import MetaWorldConfig, Protocol
 from hmrl.types import Split
 
 pytestmark = pytest.mark.simulator
@@ -25,14 +25,15 @@ CUSTOM = (
     *("--data.benchmark", "custom", "--data.train_families", "[reach, button-press-topdown]"),
     *("--data.test_families", "[door-close]", "--data.horizon", "200"),
 )
-TRIALS = "{num_evals: 2, adaptation_episodes: 2, meta_batch_size: 2, total_tasks_per_cls: 4}"
+TRIALS = "{num_evals: 2, adaptation_episodes: 2, meta_batch_size: 2}"
 
 
 def scored(protocol: Protocol, agent: AgentName, folder: Path) -> dict[str, Any]:
     backend = "envpool" if protocol == "paper" else "metaworld"
-    test = f"{{goals: 2, envs_per_family: 2, backend: {backend}, protocol: {protocol}, agent: {agent}}}"
+    two = "goals_per_family: 2, envs_per_family: 2"
+    test = f"{{{two}, backend: {backend}, protocol: {protocol}, agent: {agent}}}"
     config = ("--config", "configs/ml10.yaml", "--run_dir", str(folder))
-    main(["test", *config, *CUSTOM, "--data.test", test, "--data.trials", TRIALS])
+    main(["test", *config, *CUSTOM, "--data.test", test, "--data.meta_world", TRIALS])
     return json.loads((folder / f"test-{protocol}.json").read_text())
 
 
@@ -97,7 +98,7 @@ def test_a_trial_keeps_its_goal(backend: Backend, fixed: int | None) -> None:
 def test_trial_environments_are_metaworlds_with_rewards_in_sight() -> None:
     """Raw rewards in the observation, goals hidden unless they are to be shown, other goals in each trial."""
     bench = benchmark("ML1", ["reach"])
-    trials = TrialConfig(meta_batch_size=2, total_tasks_per_cls=4)
+    trials = MetaWorldConfig(meta_batch_size=2)
     options: Any = {"seed": 1, "horizon": 10}
     hidden = make_trial_envs(bench, "test", trials, **options)
     shown = make_trial_envs(bench, "test", trials, **options, goal_visible=True)
@@ -124,7 +125,7 @@ def test_trial_environments_are_metaworlds_with_rewards_in_sight() -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_trial_environments_are_in_the_order_of_families(split: Split) -> None:
     bench = benchmark("custom", FAMILIES[1:], FAMILIES[:1])
-    envs = make_trial_envs(bench, split, TrialConfig(meta_batch_size=4), seed=1, horizon=10)
+    envs = make_trial_envs(bench, split, MetaWorldConfig(meta_batch_size=4), seed=1, horizon=10)
     assert len(envs.families) == 4
     classes = [ALL_V3_ENVIRONMENTS[metaworld_name(family)].__name__ for family in envs.families]
     assert list(envs.get_attr("task_name")) == classes
@@ -133,4 +134,4 @@ def test_trial_environments_are_in_the_order_of_families(split: Split) -> None:
 
 @pytest.mark.parametrize(("families", "batch"), [(10, 20), (5, 20), (45, 45), (1, 20), (25, 25)])
 def test_the_usual_batch_is_metaworlds(families: int, batch: int) -> None:
-    assert TrialConfig().batch(families) == batch
+    assert MetaWorldConfig().batch(families) == batch

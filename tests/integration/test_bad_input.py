@@ -125,15 +125,15 @@ OPTIONS = [
         *("data.goals_per_family", "51", "50 goals a family: use no more"),
     ),
     (
-        "--data.test.goals 60 --data.test.backend metaworld",
-        *("data.test.goals", "60", "50 goals a family: use no more"),
+        "--data.test.goals_per_family 60 --data.test.backend metaworld",
+        *("data.test.goals_per_family", "60", "50 goals a family: use no more"),
     ),
     (
-        "--data.validation.goals 7 --data.validation.envs_per_family 5",
-        *("data.validation.goals", "7", "goals that divide over them"),
+        "--data.validation.goals_per_family 7 --data.validation.envs_per_family 5",
+        *("data.validation.goals_per_family", "7", "goals that divide over them"),
     ),
-    ("--data.test.goals 3", "data.test.goals", "3", "goals that divide over them"),
-    ("--data.test.goals 0", "data.test.goals", "0", "use 1 or more"),
+    ("--data.test.goals_per_family 3", "data.test.goals_per_family", "3", "goals that divide over them"),
+    ("--data.test.goals_per_family 0", "data.test.goals_per_family", "0", "use 1 or more"),
     ("--data.validation.envs_per_family 0", "data.validation.envs_per_family", "0", "use 1 or more"),
     ("--data.validation.envs_per_family -1", "data.validation.envs_per_family", "-1", "use 1 or more"),
     # acting
@@ -196,7 +196,6 @@ OPTIONS = [
     ("--model.task_encoder.variables 0", "model.task_encoder.variables", "0", "at least 1"),
     ("--model.task_encoder.reward_embedding 0", "model.task_encoder.reward_embedding", "0", "at least 1"),
     ("--model.task_encoder.reward_coef -1", "model.task_encoder.reward_coef", "-1.0", "0 or more"),
-    ("--model.task_encoder.reward_samples 0", "model.task_encoder.reward_samples", "0", "at least 1"),
     (
         "--model.task_encoder.belief mixture --model.task_encoder.variables 1",
         *("model.task_encoder.reward_coef", "1.0", "use 0"),
@@ -212,16 +211,15 @@ OPTIONS = [
     ("--model.task_encoder fast", "model.task_encoder", "fast", "a mapping of keys to values or null"),
     # macro-VAE
     (
-        "--model.macro_vae.goal nonsense",
-        *("model.macro_vae.goal", "nonsense", "one of constant_discretisation, constant_margin, sub_task"),
+        "--model.macro_vae.goal_state nonsense",
+        *("model.macro_vae.goal_state", "nonsense", "one of constant_discretisation, constant_margin, sub"),
     ),
     (
-        "--model.macro_vae.goal sub_task --model.task_encoder null",
-        *("model.macro_vae.goal", "sub_task", "use constant_discretisation or constant_margin"),
+        "--model.macro_vae.goal_state sub_task --model.task_encoder null",
+        *("model.macro_vae.goal_state", "sub_task", "use constant_discretisation or constant_margin"),
     ),
     ("--model.macro_vae.n 0", "model.macro_vae.n", "0", "at least 1"),
     ("--model.macro_vae.n 1000", "model.macro_vae.n", "1000", "only 7 decisions"),
-    ("--model.macro_vae.n_max 0", "model.macro_vae.n_max", "0", "at least 1"),
     (
         "--model.macro_vae.encoder_hidden [-3]",
         "model.macro_vae.encoder_hidden",
@@ -232,8 +230,6 @@ OPTIONS = [
         "--model.macro_vae.log_std_range [1,0]",
         *("model.macro_vae.log_std_range", "(1.0, 0.0)", "a lower and an upper bound"),
     ),
-    ("--model.macro_vae.kl_coef -1", "model.macro_vae.kl_coef", "-1.0", "0 or more"),
-    ("--model.macro_vae.free_bits -0.5", "model.macro_vae.free_bits", "-0.5", "0 or more"),
     # low level
     ("--model.decision_interval 0", "model.decision_interval", "0", "at least 1"),
     (
@@ -294,7 +290,7 @@ OPTIONS = [
     ("--trainer.devices two", "trainer.devices", "two", "1 or more"),
     ("--trainer.devices [0,1]", "trainer.devices", "[0, 1]", "1 or more"),
     ("--best_checkpoint.save_top_k 2", "best_checkpoint.save_top_k", "2", "use 1"),
-    ("--data.trials.meta_batch_size 0", "data.trials.meta_batch_size", "0", "1 or more, or null"),
+    ("--data.meta_world.meta_batch_size 0", "data.meta_world.meta_batch_size", "0", "1 or more, or null"),
     ("--trainer.num_nodes 0", "trainer.num_nodes", "0", "1 or more"),
     ("--trainer.devices 2", "data.validation.envs_per_family", "1", "a multiple of 2"),
     (
@@ -328,7 +324,7 @@ OPTIONS = [
         "False",
         "best_checkpoint.save_top_k",
     ),
-    ("--trainer.limit_val_batches 0.5", "trainer.limit_val_batches", "0.5", "data.validation.goals"),
+    ("--trainer.limit_val_batches 0.5", "trainer.limit_val_batches", "0.5", "set data.validation"),
     ("--trainer.fast_dev_run true", "trainer.fast_dev_run", "True", "--config smoke"),
     ("--trainer.num_sanity_val_steps 2", "trainer.num_sanity_val_steps", "2", "a part of an evaluation"),
     ("--trainer.default_root_dir x", "trainer.default_root_dir", "x", "set run_dir instead"),
@@ -365,7 +361,7 @@ OVERLAYS = [
     ("", "--config", "empty", "a mapping of keys to values"),
     ("budgett: {env_steps: 3}", "budgett.env_steps", "no key", "budget.env_steps"),
     ("model: {ppo: {epoch: 3}}", "model.ppo.epoch", "no key", "model.ppo.epochs"),
-    ("data: {validation: {goal: 3}}", "data.validation.goal", "no key", "data.validation.goals"),
+    ("data: {validation: {goals: 3}}", "data.validation.goals", "no key", "data.validation.goals_per_family"),
     (
         "model: {task_encoder: {categorys: 3}}",
         *("model.task_encoder.categorys", "no key", "model.task_encoder.categories"),
@@ -376,7 +372,7 @@ OVERLAYS = [
     ("data: {horizon: null}", "data.horizon", "null", "a whole number"),
     ("run_dir: null", "run_dir", "None", "a path"),
     ("model: {macro_interval: 2}\n\nmodel: {acting: {}}", "line 3", "model", "keep one"),
-    ("data:\n  test:\n    goals: 4\n    goals: 5", "overlay.yaml", "line 4", "goals"),
+    ("data:\n  test:\n    agent: expert\n    agent: random", "overlay.yaml", "line 4", "agent"),
     ("ckpt_path: last", "ckpt_path", "last", "belongs to one command"),
     ("overwrite: true", "overwrite", "True", "belongs to one command"),
     ("seed_everything: null", "seed_everything", "None", "a whole number from 0"),

@@ -120,7 +120,7 @@ def test_the_paper_overlay_holds_the_authors_hyper_parameters(
         "model.macro_vae.decoder_hidden": [32, 64, 128, 128],
         "model.macro_vae.dropout": 0.7,
         "model.macro_vae.log_std_range": [-0.25, 0.25],  # exp(0.25) is what their variance of exp(0.5) gives
-        "model.macro_vae.goal": "constant_discretisation",
+        "model.macro_vae.goal_state": "constant_discretisation",
         "model.macro_vae.lr": 7e-4,
         "model.actor_critic.actor_hidden": [256, 256],
         "model.actor_critic.critic_hidden": [256, 256],
@@ -240,7 +240,7 @@ def test_a_real_run_from_the_command_line(tmp_path: Path) -> None:
     short = ("--data.horizon", "20", "--data.envs_per_family", "1", "--budget.env_steps", "400")
     main(["fit", *TINY, "--run_dir", str(tmp_path), *short])
     assert [int(row["step"]) for row in read_rows(tmp_path) if "ppo/approx_kl" in row] == [200, 400]
-    goals = ("--data.test.goals", "2", "--data.test.envs_per_family", "2")
+    goals = ("--data.test.goals_per_family", "2", "--data.test.envs_per_family", "2")
     best = str(tmp_path / "checkpoints" / "best.weights.ckpt")
     main(["test", *TINY, "--run_dir", str(tmp_path), "--ckpt_path", best, *short[:2], *goals])
     results = yaml.safe_load((tmp_path / "test-first_episode.json").read_text())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig
+from hmrl.evaluation.protocols import EvaluationConfig, MetaWorldConfig
 from hmrl.himeta.losses import actor_loss, critic_loss, macro_vae_loss, ppo_samples, task_encoder_loss
 from hmrl.rollouts.collect import seeded, where_it_is_faster
 from hmrl.training.datamodule import MetaWorldDataModule
@@ -68,8 +68,8 @@ def test_a_checkpoint_goes_on_and_is_tested_on_the_other(tmp_path: Path, there: 
 @pytest.mark.parametrize("protocol", ["first_episode", "meta_world"])
 def test_agents_to_compare_with_are_tested(tmp_path: Path, agent: str, protocol: str) -> None:
     test = EvaluationConfig(2, 1, "metaworld", protocol=protocol, agent=agent)
-    trials = TrialConfig(num_evals=1, adaptation_episodes=1, evaluation_episodes=2, meta_batch_size=2)
-    data = MetaWorldDataModule("ML1", ["reach"], horizon=20, test=test, trials=trials)
+    meta_world = MetaWorldConfig(num_evals=1, adaptation_episodes=1, evaluation_episodes=2, meta_batch_size=2)
+    data = MetaWorldDataModule("ML1", ["reach"], horizon=20, test=test, meta_world=meta_world)
     trainer = make_trainer(str(tmp_path), STEPS, accelerator="gpu", devices=1)
     assert trainer.test(tiny_module(data), datamodule=data, verbose=False)
 

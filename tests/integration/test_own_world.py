@@ -15,7 +15,7 @@ from hmrl import (
     EnvStep,
     EvaluationConfig,
     HierarchicalMetaRL,
-    Latents,
+    LatentAnalysis,
     MetaWorldDataModule,
     UserError,
     World,
@@ -60,7 +60,7 @@ class PointsData(MetaWorldDataModule):
 
 
 def points(cls: type[MetaWorldDataModule] = PointsData, **changes: Any) -> MetaWorldDataModule:
-    few = EvaluationConfig(goals=2, envs_per_family=1, backend="own")
+    few = EvaluationConfig(goals_per_family=2, envs_per_family=1, backend="own")
     options = {"backend": "own", "horizon": HORIZON, "envs_per_family": 4, "validation": few, "test": few}
     return cls(**(options | changes))
 
@@ -73,7 +73,7 @@ def test_a_world_of_ones_own_trains_and_is_tested(tmp_path: Path) -> None:
     )
     steps = 2 * 4 * HORIZON
     options = {"accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": 2}
-    trainer = make_trainer(str(tmp_path), 2 * steps, [Latents(str(tmp_path))], **options)
+    trainer = make_trainer(str(tmp_path), 2 * steps, [LatentAnalysis(str(tmp_path))], **options)
     trainer.fit(model, data)
     assert int(model.env_steps) == 2 * steps
     trainer.test(model, data)

@@ -207,11 +207,11 @@ def test_success_against_noise_is_drawn_from_the_results_files(
     for name in ("a.ckpt", "b.ckpt"):
         (tmp_path / name).touch()
     arguments = ["a=a.ckpt", "b=b.ckpt", "--out", str(tmp_path), "--levels", "0.1", "0"]
-    monkeypatch.setattr(sys, "argv", ["robustness.py", *arguments, "--", "--data.test.goals", "3"])
+    monkeypatch.setattr(sys, "argv", ["robustness.py", *arguments, "--", "--data.horizon", "3"])
     robustness.main()
     assert len(commands) == 4
     assert commands[1][3:] == [
-        *("test", "--config", "configs/ml10.yaml", "--data.test.goals", "3", "--ckpt_path", "a.ckpt"),
+        *("test", "--config", "configs/ml10.yaml", "--data.horizon", "3", "--ckpt_path", "a.ckpt"),
         *(
             "--run_dir",
             str(tmp_path / "a" / "noise_std" / "0.1"),

@@ -60,7 +60,7 @@ NOISY = {
         updates=2,
         trajectories=6,
     ),
-    "macro_vae": MacroVAEConfig((8,), (8,), dropout=0.5, goal="sub_task", updates=2, trajectories=6),
+    "macro_vae": MacroVAEConfig((8,), (8,), dropout=0.5, goal_state="sub_task", updates=2, trajectories=6),
     "acting": Acting(task_belief="sample", macro_action="sample"),
     "ppo": replace(tiny_networks()["ppo"], latents="acted"),
 }

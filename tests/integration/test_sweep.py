@@ -31,7 +31,7 @@ def sweep_file(tmp_path: Path) -> Path:
         "base": ["configs/ml10.yaml"],
         "seeds": [1, 2],
         "fit": {"budget.env_steps": BUDGET},
-        "test": {"data.test": "{goals: 2}"},
+        "test": {"data.test": "{goals_per_family: 2}"},
         "runs": {
             "full": [],
             "flat": [str(overlay)],
@@ -98,7 +98,7 @@ def test_everything_is_trained_tested_and_reported(
     own = ["--model.macro_vae.n", "3", "--data.horizon", "50", "--data.train_families", '["reach"]']
     assert fit == ["fit", *common, "--budget.env_steps", "100", *own, "--ckpt_path", "last"]
     weights = str(out / "n3-seed1" / "checkpoints" / "last.weights.ckpt")
-    assert test == ["test", *common, "--data.test", "{goals: 2}", *own[2:], "--ckpt_path", weights]
+    assert test == ["test", *common, "--data.test", "{goals_per_family: 2}", *own[2:], "--ckpt_path", weights]
     assert commands.reported == [[*(str(out / name) for name in ALL), "--out", str(out / "report")]]
     kept = sorted(p.name for p in (out / "full-seed1" / "checkpoints").iterdir())
     assert kept == ["last.weights.ckpt"]

@@ -216,13 +216,13 @@ import numpy as np
 from hmrl.envs.benchmarks import Goals, benchmark
 from hmrl.envs.metaworld import MetaWorldEnvs
 from hmrl.evaluation.metaworld_protocol import make_trial_envs
-from hmrl.evaluation.protocols import TrialConfig
+from hmrl.evaluation.protocols import MetaWorldConfig
 
 print("once")
 ml1 = benchmark("ML1", ["reach"], [])
 goals = Goals("train", 1, None, 0)
 envs = MetaWorldEnvs(("reach", "reach"), goals, [0, 1], 2, 5, bench=ml1, asynchronous=True)
-config = TrialConfig(meta_batch_size=2, total_tasks_per_cls=2)
+config = MetaWorldConfig(meta_batch_size=2)
 trials = make_trial_envs(ml1, "train", config, seed=1, horizon=5, asynchronous=True)
 for signum in (SIGINT, SIGTERM):
     signal(signum, SIG_IGN)

@@ -13,7 +13,7 @@ from metaworld.evaluation import metalearning_evaluation
 
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
 from hmrl.evaluation.metaworld_protocol import RecordedEnvs, TrialAgent, evaluate_trials
-from hmrl.evaluation.protocols import TrialConfig
+from hmrl.evaluation.protocols import MetaWorldConfig
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, ActorStep, Carry
@@ -248,7 +248,7 @@ def test_every_episode_is_noted(solved: int) -> None:
     """Against the toy world's own record."""
     toy = toy_envs(solved)
     envs = RecordedEnvs(TrialEnvs(toy), FAMILIES)
-    config = TrialConfig(num_evals=2, adaptation_episodes=2, evaluation_episodes=1)
+    config = MetaWorldConfig(num_evals=2, adaptation_episodes=2, evaluation_episodes=1)
     found = evaluate_trials(Counting(), envs, config, Acting(), "train", "sampled")
     assert found.official["success"] == solved / 2
     assert found.official["families"] == {f: float(solved > 0) for f in FAMILIES}

@@ -35,7 +35,7 @@ ITERATIONS = 2  # in the first, the normaliser has seen nothing yet
 EPOCHS = UPDATES = 3  # at most
 # Adam makes a step of any gradient, however small: with steps, rounding would move weights apart. Without,
 # every gradient is taken at the same weights, those of the beginning.
-NO_STEP = {"lr": 1e-30, "weight_decay": 0.0, "max_grad_norm": 1e9}
+NO_STEP = {"lr": 1e-30, "max_grad_norm": 1e9}
 EVERYTHING = 10_000  # replayed episodes
 
 

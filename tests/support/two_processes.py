@@ -24,7 +24,7 @@ def noisy_networks() -> dict[str, Any]:
     networks = tiny_networks()
     return {
         "task_encoder": replace(networks["task_encoder"], cell="lstm", dropout=0.5),
-        "macro_vae": replace(networks["macro_vae"], dropout=0.5, goal="sub_task"),
+        "macro_vae": replace(networks["macro_vae"], dropout=0.5, goal_state="sub_task"),
         "acting": Acting(task_belief="sample", macro_action="sample"),
         "ppo": replace(networks["ppo"], latents="acted"),
     }

@@ -155,11 +155,11 @@ def _macro_findings(
     assert policy.macro_vae is not None
     belief, action, z = rollout.task_belief, rollout.action, rollout.macro_action
     probabilities = belief  # for its shape: only sub-tasks depend on more
-    if vae.goal == "sub_task":  # what acted may be a noisy sample of them
+    if vae.goal_state == "sub_task":  # what acted may be a noisy sample of them
         probabilities = policy.encode_episodes(
             rollout.observation, action, rollout.reward, Acting(task_belief="probabilities")
         ).probabilities
-    goal = goal_steps(vae.goal, probabilities, vae.n, vae.n_max, rollout.episodes)
+    goal = goal_steps(vae.goal_state, probabilities, vae.n, episodes=rollout.episodes)
     axes = min(_AXES, len(body), action.shape[-1])
     moved, along = displacement(rollout.observation[..., list(body[:axes])], goal), z[..., :axes]
 

@@ -32,7 +32,7 @@ from hmrl.training.callbacks import (
     Forgetting,
     GracefulStop,
     LastCheckpoint,
-    Latents,
+    LatentAnalysis,
     RunDirectory,
     SuccessRate,
     Video,
@@ -74,15 +74,16 @@ class HmrlCLI(LightningCLI):
         parser.add_lightning_class_args(EnvStepBudget, "budget")
         parser.add_lightning_class_args(SuccessRate, "evaluation")
         parser.add_lightning_class_args(Forgetting, "forgetting")
-        parser.add_lightning_class_args(Latents, "latents")
+        parser.add_lightning_class_args(LatentAnalysis, "latent_analysis")
         parser.add_lightning_class_args(Video, "video")
         parser.add_lightning_class_args(EnvStepsProgressBar, "progress")
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults({f"best_checkpoint.{k}": v for k, v in BEST_DEFAULTS.items()})
         parser.link_arguments("overwrite", "evaluation.overwrite")
-        for key in ("evaluation.results_dir", "forgetting.results_dir", "latents.dir", "video.results_dir"):
-            parser.link_arguments("run_dir", key)
+        for name in ("evaluation", "forgetting", "video"):
+            parser.link_arguments("run_dir", f"{name}.results_dir")
+        parser.link_arguments("run_dir", "latent_analysis.dir")
         for key in ("last_checkpoint", "best_checkpoint"):
             parser.link_arguments("run_dir", f"{key}.dirpath", compute_fn=run_directory.checkpoint_dir)
         for section in ("model", "data"):

@@ -13,7 +13,7 @@ from hmrl.envs.benchmarks import Goals
 from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.evaluation.baselines import choose_agent
 from hmrl.evaluation.metaworld_protocol import Trials, evaluate_trials, make_trial_envs
-from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig
+from hmrl.evaluation.protocols import EvaluationConfig, MetaWorldConfig
 from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.rollouts.stream import RolloutStream
@@ -33,7 +33,7 @@ class Evaluator:
     perturbation: Perturbation
     goals: Mapping[Split, Goals]
     modes: Mapping[str, Acting]
-    trials: TrialConfig  # of the protocol meta_world
+    meta_world: MetaWorldConfig  # of this protocol
     horizon: int  # simulator steps of an episode
     seed: int  # of acting, as the stream
     stream: int
@@ -50,7 +50,7 @@ class Evaluator:
 
     def _rollouts(self, split: Split, modes: list[tuple[str, Acting]]) -> RolloutStream[Evaluated]:
         goals, stride = self.goals[split], self.config.envs_per_family
-        rounds = self.config.goals // stride
+        rounds = self.config.goals_per_family // stride
         rank, world_size = rank_and_world_size()
         envs: list[TaskEnvs] = []
 
@@ -92,7 +92,7 @@ class Evaluator:
             envs = make_trial_envs(
                 self.benchmark,
                 split,
-                self.trials,
+                self.meta_world,
                 seed=self.seed,
                 horizon=self.horizon,
                 asynchronous=self.backend == "metaworld_async",
@@ -100,6 +100,6 @@ class Evaluator:
             )
             with closing(envs), seeded(self.seed, self.stream, 0, int(split == "test"), i):
                 agent = choose_agent(self.config.agent, self.policy, envs.families, self.benchmark.world)
-                return evaluate_trials(agent, envs, self.trials, acting, split, mode)
+                return evaluate_trials(agent, envs, self.meta_world, acting, split, mode)
 
         return RolloutStream(len(modes), draw)

@@ -15,7 +15,7 @@ from torch import Tensor
 from hmrl.envs import Benchmark
 from hmrl.envs.benchmarks import ACTION_DIM, GOAL_INDICES, OBSERVATION_DIM, metaworld_name
 from hmrl.envs.workers import workers
-from hmrl.evaluation.protocols import TrialConfig
+from hmrl.evaluation.protocols import MetaWorldConfig
 from hmrl.rollouts.collect import few_threads, require_finite, where_it_is_faster
 from hmrl.types import Acting, Agent, Carry, FloatArray, Outcomes, Split
 
@@ -183,7 +183,7 @@ class RecordedEnvs(gym.vector.VectorWrapper):
 def make_trial_envs(
     bench: Benchmark,
     split: Split,
-    trials: TrialConfig,
+    config: MetaWorldConfig,
     *,
     seed: int,
     horizon: int,
@@ -202,12 +202,12 @@ def make_trial_envs(
     import metaworld
 
     families = bench.families(split)
-    batch = trials.batch(len(families))
+    batch = config.batch(len(families))
     options: dict[str, Any] = {
         "seed": seed,
         "split": split,
         "meta_batch_size": batch,
-        "total_tasks_per_cls": trials.total_tasks_per_cls,
+        "total_tasks_per_cls": config.total_tasks_per_cls,
         "task_select": "pseudorandom",
         "terminate_on_success": split == "test",
         "vector_strategy": "async" if asynchronous else "sync",
@@ -249,7 +249,7 @@ class Trials:
 
 @torch.no_grad()
 def evaluate_trials(
-    agent: Agent, envs: RecordedEnvs, trials: TrialConfig, acting: Acting, split: Split, mode: str
+    agent: Agent, envs: RecordedEnvs, config: MetaWorldConfig, acting: Acting, split: Split, mode: str
 ) -> Trials:
     """Meta-World's ``metalearning_evaluation`` of ``agent``; ``split`` and ``mode`` are labels."""
     from metaworld.evaluation import metalearning_evaluation
@@ -258,11 +258,11 @@ def evaluate_trials(
         success, mean_return, by_family = metalearning_evaluation(
             TrialAgent(agent, acting, envs.families),
             envs,
-            num_evals=trials.num_evals,
-            adaptation_episodes=trials.adaptation_episodes,
-            evaluation_episodes=trials.evaluation_episodes,
+            num_evals=config.num_evals,
+            adaptation_episodes=config.adaptation_episodes,
+            evaluation_episodes=config.evaluation_episodes,
         )
-    scored = envs.outcomes(split, mode, adapted=trials.adaptation_episodes - 1)
+    scored = envs.outcomes(split, mode, adapted=config.adaptation_episodes - 1)
     families = {f: float(by_family[metaworld_name(f)]) for f in scored.families}
     official = {"success": float(success), "return": float(mean_return), "families": families}
     return Trials(envs.outcomes(split, mode), scored, official)

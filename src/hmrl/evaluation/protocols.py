@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from hmrl.envs import Backend, Benchmark
-from hmrl.envs.benchmarks import GOALS_PER_FAMILY, Goals, same_goals
+from hmrl.envs.benchmarks import Goals, same_goals
 from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.evaluation.baselines import AgentName
 from hmrl.himeta.config import as_config
@@ -23,13 +23,13 @@ class EvaluationConfig(Checked):
     """One way to evaluate.
 
     Args:
-        goals: fixed goals a family; each gets one episode per mode. Under ``paper``, so many episodes on the
-            family's one goal.
-        envs_per_family: environments that share them; must divide ``goals``.
+        goals_per_family: fixed goals; each gets one episode per mode. Under ``paper``, so many episodes on
+            the family's one goal.
+        envs_per_family: environments that share them; must divide ``goals_per_family``.
         backend: simulator; None for the data module's own.
         protocol: ``first_episode``: memory is cleared at each episode. ``paper``: likewise, on one goal a
             family, which is the goal of training where training has one. ``meta_world``: Meta-World's own
-            evaluation, with memory kept over a trial (see :class:`TrialConfig`).
+            evaluation, with memory kept over a trial (see :class:`MetaWorldConfig`).
         agent: the trained ``policy``, or the ``expert`` (which is shown the goal) or ``random`` actions
             that it is to be compared with.
         perturbation: of what agents see, do and earn; None for that of training.
@@ -37,7 +37,7 @@ class EvaluationConfig(Checked):
 
     KEY = "EvaluationConfig"  # of data.validation and of data.test
 
-    goals: int = 4
+    goals_per_family: int = 4
     envs_per_family: int = 4
     backend: Backend | None = None
     protocol: Protocol = "first_episode"
@@ -58,7 +58,7 @@ class EvaluationConfig(Checked):
         key: str,
         bench: Benchmark,
         backend: Backend,
-        goals_per_family: int | None,
+        goals_in_training: int | None,
         perturbation: Perturbation,
         shown: Sequence[str] = (),
     ) -> None:
@@ -66,7 +66,8 @@ class EvaluationConfig(Checked):
 
         Args:
             key: where these settings stand, as "data.test".
-            backend, goals_per_family, perturbation: of training.
+            backend, perturbation: of training.
+            goals_in_training: fixed ones a family; None for fresh ones.
             shown: which of ``goals_shown`` and ``families_shown`` are set.
         """
         perturbation.check_evaluation(key, self.perturbation, self.protocol)
@@ -86,14 +87,15 @@ class EvaluationConfig(Checked):
                 f"data.{shown[0]} is true, but {key}.protocol is meta_world, which shows agents neither "
                 "goals nor families: use first_episode or paper"
             )
-        if self.goals < 1 or self.envs_per_family < 1 or self.goals % self.envs_per_family:
+        goals, envs = self.goals_per_family, self.envs_per_family
+        if goals < 1 or envs < 1 or goals % envs:
             raise UserError(
-                f"{key}.goals is {self.goals} and {key}.envs_per_family is {self.envs_per_family}: "
+                f"{key}.goals_per_family is {goals} and {key}.envs_per_family is {envs}: "
                 "use 1 or more, and goals that divide over them, so that every goal counts once"
             )
         if self.protocol == "first_episode":
-            bench.check_goals(f"{key}.goals", self.goals, own)
-        if self.protocol == "paper" and goals_per_family == 1 and not same_goals(own, backend):
+            bench.check_goals(f"{key}.goals_per_family", goals, own)
+        if self.protocol == "paper" and goals_in_training == 1 and not same_goals(own, backend):
             raise UserError(
                 f"{key}.backend is {own}, but training has one goal a family on {backend}, whose goals are "
                 f"others: use {key}.backend null, or {key}.protocol first_episode"
@@ -104,7 +106,7 @@ class EvaluationConfig(Checked):
         split: Split,
         seed: int,
         backend: Backend,
-        goals_per_family: int | None,
+        goals_in_training: int | None,
         *,
         training: int,
         stream: int,
@@ -113,25 +115,24 @@ class EvaluationConfig(Checked):
 
         Args:
             backend: of training.
-            goals_per_family: of training, where it has fixed goals: those are the benchmark's goals, and
-                evaluation means the same ones, where it has the same simulator.
+            goals_in_training: fixed ones a family, or None. They are the benchmark's goals, and evaluation
+                means the same ones, where it has the same simulator.
             training, stream: numbers of training's stream of goals and of evaluation's own.
         """
         if not same_goals(self.backend or backend, backend):
-            goals_per_family = None
+            goals_in_training = None
         if self.protocol == "paper":
-            return Goals(split, seed, 1, training if goals_per_family == 1 else stream)
-        if goals_per_family is not None and goals_per_family > 1:
-            return Goals(split, seed, min(goals_per_family, self.goals), training)
-        return Goals(split, seed, self.goals, stream)
+            return Goals(split, seed, 1, training if goals_in_training == 1 else stream)
+        if goals_in_training is not None and goals_in_training > 1:
+            return Goals(split, seed, min(goals_in_training, self.goals_per_family), training)
+        return Goals(split, seed, self.goals_per_family, stream)
 
 
 _CountOrNull = Annotated[int | None, Rule("1 or more, or null", lambda x: x is None or x >= 1)]
-_Tasks = Annotated[int, Rule(f"1 to {GOALS_PER_FAMILY}, Meta-World's", lambda x: 1 <= x <= GOALS_PER_FAMILY)]
 
 
 @dataclass
-class TrialConfig(Checked):
+class MetaWorldConfig(Checked):
     """Of the protocol ``meta_world``; the names and defaults are Meta-World's.
 
     Args:
@@ -139,16 +140,15 @@ class TrialConfig(Checked):
         adaptation_episodes: before evaluation, in each trial.
         evaluation_episodes: of each family, first to end, over its environments.
         meta_batch_size: environments over all families; None for the first multiple of their number from 20.
-        total_tasks_per_cls: goals a family, which its environments share.
     """
 
-    KEY = "data.trials"
+    KEY = "data.meta_world"
+    total_tasks_per_cls = 40  # goals a family, which its environments share
 
     num_evals: Count = 10
     adaptation_episodes: Count = 10
     evaluation_episodes: Count = 3
     meta_batch_size: _CountOrNull = None
-    total_tasks_per_cls: _Tasks = 40
 
     def check(self, key: str, splits: Iterable[Sequence[str]], world_size: int) -> None:
         """Raise a UserError for what could not be evaluated; ``key`` is where it is set, as "data.test"."""
@@ -165,9 +165,8 @@ class TrialConfig(Checked):
         batch = self.meta_batch_size or -(-20 // families) * families
         if batch % families or self.total_tasks_per_cls % (batch // families):
             raise UserError(
-                f"data.trials.meta_batch_size is {batch} and total_tasks_per_cls {self.total_tasks_per_cls}: "
-                f"the first must be a multiple of {families}, the number of families, and the second of the "
-                "environments that each family gets"
+                f"data.meta_world.meta_batch_size is {batch}: use a multiple of {families}, the number of "
+                f"families, so that the environments of each divide its {self.total_tasks_per_cls} goals"
             )
         return batch
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from hmrl.himeta.formulas import Categorical, GoalStrategy, Occupancy
+from hmrl.himeta.formulas import Categorical, GoalStrategy
 from hmrl.himeta.normalizer import RewardScale
 from hmrl.himeta.rules import (
     Above0To1,
@@ -65,24 +65,18 @@ class TaskEncoderConfig(Checked):
         value_coef: weight of the value loss.
         reward_coef: weight of predicting the rewards of other steps of the same trial from the belief; see
             :func:`hmrl.himeta.losses.reward_loss`.
-        reward_samples: pairs of a belief and such a step, for each replayed episode.
-        latent: width of a mixture's components.
+        latent_dim: width of a mixture's components.
         decoder_hidden: hidden widths of the reward's decoder, or of a mixture's two.
-        mixture_coef: weight of a mixture's own loss, the reconstruction of rewards and next states.
-        mixture_kl_coef: weight of the KL within it.
-        mixture_samples: pairs of a belief and a step to be reconstructed, for each replayed episode.
         categorical_coef: weight of log K - H.
         categorical: which H: "conditional" (the authors'), "marginal" or "information"; see
             :func:`hmrl.himeta.formulas.categorical_regulariser`.
         occupancy_coef: weight of sum_k w_k y_k.
-        occupancy: how w_k grows with k.
         updates: gradient steps an iteration, at most.
         target_kl: end them once the policy has moved by this KL, on average over its decisions (None:
             never). Asked after every other step; these may move it farther (lower ``lr`` then), and are not
             taken back.
         trajectories: replayed episodes a step.
-        lr: learning rate (AdamW).
-        weight_decay: of AdamW.
+        lr: learning rate (AdamW, with its usual weight decay).
         max_grad_norm: gradients are scaled down to this norm.
     """
 
@@ -101,21 +95,15 @@ class TaskEncoderConfig(Checked):
     temperature: Positive = 1.0
     value_coef: NotNegative = 1.0
     reward_coef: NotNegative = 1.0
-    reward_samples: Count = 50
-    latent: Count = 5
+    latent_dim: Count = 5
     decoder_hidden: Widths = (128, 128)
-    mixture_coef: NotNegative = 1.0
-    mixture_kl_coef: NotNegative = 0.1
-    mixture_samples: Count = 50
     categorical_coef: Finite = 0.0
     categorical: Categorical = "information"
     occupancy_coef: Finite = 0.0
-    occupancy: Occupancy = "exp"
     updates: CountOr0 = 10
     target_kl: PositiveOrNull = 0.01
     trajectories: Count = 10
     lr: Positive = 7e-4
-    weight_decay: NotNegative = 0.01
     max_grad_norm: Positive = 1.0
 
 
@@ -127,14 +115,11 @@ class MacroVAEConfig(Checked):
         encoder_hidden, decoder_hidden: hidden widths.
         dropout: in the decoder, while it is trained.
         log_std_range: bounds of z's log standard deviation.
-        goal: goal-state strategy: constant_discretisation (CD), constant_margin (CM) or sub_task (ST).
+        goal_state: how it is chosen: constant_discretisation (CD), constant_margin (CM) or sub_task (ST).
         n: decisions between cuts (CD) or ahead (CM).
-        n_max: most decisions ahead (ST).
         decoder_std: fixed standard deviation of the decoder, in normalised ego coordinates.
-        kl_coef: weight of the KL to the prior.
         prior: what the KL is to: the "policy" (imputation), or a "standard_normal" (a plain VAE).
-        free_bits: nats of KL, summed over dimensions, that cost nothing.
-        updates, target_kl, trajectories, lr, weight_decay, max_grad_norm: as for the task encoder.
+        updates, target_kl, trajectories, lr, max_grad_norm: as for the task encoder.
     """
 
     KEY = "model.macro_vae"
@@ -143,18 +128,14 @@ class MacroVAEConfig(Checked):
     decoder_hidden: Widths = (32, 64, 128, 128)
     dropout: From0Below1 = 0.0
     log_std_range: Bounds = (-2.0, 0.5)
-    goal: GoalStrategy = "constant_discretisation"
+    goal_state: GoalStrategy = "constant_discretisation"
     n: Count = 5
-    n_max: Count = 20
     decoder_std: Positive = 0.2
-    kl_coef: NotNegative = 1.0
     prior: Prior = "policy"
-    free_bits: NotNegative = 0.0
     updates: CountOr0 = 5
     target_kl: PositiveOrNull = 0.01
     trajectories: Count = 20
     lr: Positive = 1e-4
-    weight_decay: NotNegative = 0.01
     max_grad_norm: Positive = 1.0
 
 

@@ -14,7 +14,6 @@ from hmrl.system.distributed import mean_over_ranks, sum_over_ranks
 
 GoalStrategy = Literal["constant_discretisation", "constant_margin", "sub_task"]
 Categorical = Literal["conditional", "marginal", "information"]
-Occupancy = Literal["exp", "linear", "log", "none"]
 
 # --- returns -------------------------------------------------------------------------------------
 
@@ -214,8 +213,11 @@ def agreements(action: Tensor, macro_action: Tensor, group: Tensor, groups: int)
 # --- intermediate level --------------------------------------------------------------------------
 
 
+_FARTHEST = 20  # decisions ahead that a sub-task's goal may be
+
+
 def goal_steps(
-    strategy: GoalStrategy, probabilities: Tensor, n: int, n_max: int, episodes: int = 1
+    strategy: GoalStrategy, probabilities: Tensor, n: int, n_max: int = _FARTHEST, episodes: int = 1
 ) -> Tensor:
     """The decision index in 1..T whose ego-state is the goal of step t (HiMeta, goal-state strategies).
 
@@ -340,17 +342,10 @@ def categorical_regulariser(probabilities: Tensor, form: Categorical) -> Tensor:
     return math.log(k) - h
 
 
-def occupancy_weights(categories: int, form: Occupancy) -> Tensor:
-    """w_k = log K * f(k) / f(K) for k = 1..K: later categories cost more, so that few do the work. ``[K]``
-
-    f is exp, the identity ("linear") or log; "none" gives zeros.
-    """
+def occupancy_weights(categories: int) -> Tensor:
+    """w_k = log K exp(k - K) for k = 1..K: later categories cost more, so that few do the work. ``[K]``"""
     k = torch.arange(1, categories + 1, dtype=torch.float64)
-    if form == "none" or categories == 1:
-        return torch.zeros(categories)
-    # exp(k - K) instead of exp(k) / exp(K): the same, without overflow for large K.
-    ratio = {"exp": (k - categories).exp(), "linear": k / categories, "log": k.log() / math.log(categories)}
-    return (math.log(categories) * ratio[form]).float()
+    return (math.log(categories) * (k - categories).exp()).float()
 
 
 def mutual_information(probabilities: Tensor, group: Tensor, groups: int) -> Tensor:

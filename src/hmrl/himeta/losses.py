@@ -36,6 +36,9 @@ from hmrl.types import TRAJECTORY_TENSORS, Acting, Metrics, Rollout, Trajectorie
 
 # --- high level: the task belief y -----------------------------------------------------------------
 
+QUESTIONS = 50  # pairs of a belief and another step of its trial, for each replayed trial
+_MIXTURE_KL = 0.1  # w, the weight of both KLs in a mixture's loss
+
 
 def task_encoder_loss(
     policy: HierarchicalPolicy,
@@ -72,15 +75,15 @@ def belief_loss(
     encoder = policy.task_encoder
     if sequence.probabilities.shape[-1]:
         categorical = categorical_regulariser(sequence.probabilities, config.categorical)
-        weights = occupancy_weights(config.categories, config.occupancy).to(loss.device)
+        weights = occupancy_weights(config.categories).to(loss.device)
         occupancy = (sequence.probabilities * weights).sum(-1).mean()
         loss = config.categorical_coef * categorical + config.occupancy_coef * occupancy
         metrics = {"encoder/categorical": categorical.detach(), "encoder/occupancy": occupancy.detach()}
     if isinstance(encoder, MixtureEncoder):
-        mixture, more = mixture_loss(policy, encoder, episodes, sequence, config)
-        loss, metrics = loss + config.mixture_coef * mixture, metrics | more
+        mixture, more = mixture_loss(policy, encoder, episodes, sequence)
+        loss, metrics = loss + mixture, metrics | more
     elif encoder and config.reward_coef:
-        error = reward_loss(policy, encoder, episodes, sequence, config.reward_samples)
+        error = reward_loss(policy, encoder, episodes, sequence, QUESTIONS)
         loss = loss + config.reward_coef * error
         metrics["encoder/reward_error"] = error.detach()
     return loss, metrics
@@ -145,7 +148,6 @@ def mixture_loss(
     encoder: MixtureEncoder,
     episodes: Trajectories,
     sequence: BeliefSequence,
-    config: TaskEncoderConfig,
 ) -> tuple[Tensor, Metrics]:
     """The negative evidence bound of a Gaussian mixture over sub-tasks (SD, NeurIPS 2023).
 
@@ -156,7 +158,7 @@ def mixture_loss(
         E_q(y) [ (r - r_hat)^2 + mean_d (ds_d - ds_hat_d)^2 + w KL(q(x | c, y) || p(x | y)) ]
             + w KL(q(y | c) || uniform)
     """
-    about = questions(policy, episodes, config.mixture_samples)
+    about = questions(policy, episodes, QUESTIONS)
     out, weight = sequence.out[about.asked], sequence.probabilities[about.asked].squeeze(-2)
     mean, std = encoder.components(out)
     posterior = Normal(mean, std, validate_args=False)
@@ -176,7 +178,7 @@ def mixture_loss(
     component_kl = (weight * kl_divergence(posterior, prior).sum(-1)).sum(-1).mean()
     category_kl = math.log(encoder.categories) - entropy(weight).mean()
     reconstruction = [(weight * error).sum(-1).mean() for error in (reward_error, state_error)]
-    loss = reconstruction[0] + reconstruction[1] + config.mixture_kl_coef * (component_kl + category_kl)
+    loss = reconstruction[0] + reconstruction[1] + _MIXTURE_KL * (component_kl + category_kl)
     metrics = {
         "mixture_loss": loss,
         "mixture_reward_error": reconstruction[0],
@@ -225,7 +227,8 @@ def imputation_loss(
     with torch.no_grad():
         state = policy.normalize(episodes.observation)
         ego = state[..., policy.ego_indices]
-        goal = goal_steps(config.goal, sequence.probabilities, config.n, config.n_max, episodes.episodes)
+        strategy, probabilities = config.goal_state, sequence.probabilities
+        goal = goal_steps(strategy, probabilities, config.n, episodes=episodes.episodes)
         target = displacement(ego, goal)
     posterior = vae.encode(state[:-1], sequence.belief[:-1])
     z = posterior.rsample()
@@ -234,7 +237,7 @@ def imputation_loss(
         if config.prior == "policy":
             prior = policy.actor(state[:-1], sequence.belief[:-1], z)
     terms = imputation_elbo(target, vae.decode(ego[:-1], z), config.decoder_std, posterior, prior)
-    loss = -terms.log_likelihood.mean() + config.kl_coef * terms.kl.clamp(min=config.free_bits).mean()
+    loss = -terms.log_likelihood.mean() + terms.kl.mean()
     with torch.no_grad():
         means = posterior.mean
         average = mean_over_ranks(means.mean((0, 1)))

@@ -227,7 +227,7 @@ class MixtureEncoder(TaskEncoder):
     reconstructs rewards and next states (:func:`hmrl.himeta.losses.mixture_loss`).
 
     Args:
-        latent: width L of x.
+        latent_dim: width L of x.
         decoder_hidden: hidden widths of the two decoders.
         others: as for :class:`TaskEncoder`.
     """
@@ -240,23 +240,23 @@ class MixtureEncoder(TaskEncoder):
         action_dim: int,
         *,
         categories: int,
-        latent: int,
+        latent_dim: int,
         decoder_hidden: Sequence[int],
         **options: object,
     ) -> None:
-        outputs = categories * (1 + 2 * latent)
+        outputs = categories * (1 + 2 * latent_dim)
         super().__init__(state_dim, action_dim, categories=categories, outputs=outputs, **options)  # type: ignore[arg-type]
-        self.latent = latent
-        self.belief_dim = categories + latent
-        self.prior_mean = nn.Parameter(torch.randn(categories, latent))
-        self.prior_log_std = nn.Parameter(torch.zeros(categories, latent))
-        seen = latent + 2 * state_dim + action_dim
+        self.latent_dim = latent_dim
+        self.belief_dim = categories + latent_dim
+        self.prior_mean = nn.Parameter(torch.randn(categories, latent_dim))
+        self.prior_log_std = nn.Parameter(torch.zeros(categories, latent_dim))
+        seen = latent_dim + 2 * state_dim + action_dim
         self.reward_decoder = mlp(seen, decoder_hidden, 1, nn.ReLU)
         self.state_decoder = mlp(seen - state_dim, decoder_hidden, state_dim, nn.ReLU)
 
     def components(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of q(x | c, y) for every y, each ``[..., K, L]``."""
-        parts = out[..., self.categories :].unflatten(-1, (self.categories, 2 * self.latent))
+        parts = out[..., self.categories :].unflatten(-1, (self.categories, 2 * self.latent_dim))
         mean, log_std = parts.chunk(2, dim=-1)
         return mean, bounded(log_std, *_LOG_STD_RANGE).exp()
 

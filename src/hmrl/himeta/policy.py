@@ -368,7 +368,7 @@ def _build_encoder(config: TaskEncoderConfig, observation_dim: int, action_dim: 
         "dropout": config.dropout,
     }
     if config.belief == "mixture":
-        options |= {"latent": config.latent, "decoder_hidden": config.decoder_hidden}
+        options |= {"latent_dim": config.latent_dim, "decoder_hidden": config.decoder_hidden}
         return MixtureEncoder(observation_dim, action_dim, **options)
     options["reward_decoder_hidden"] = config.decoder_hidden if config.reward_coef else None
     kind = ContinuousEncoder if config.belief == "continuous" else TaskEncoder

@@ -54,7 +54,7 @@ def check_levels(
     encoder = task_encoder or TaskEncoderConfig(target_kl=None)  # with an absent level nothing is wrong
     vae = macro_vae or MacroVAEConfig(target_kl=None)
     continuous, mixture = encoder.belief == "continuous", encoder.belief == "mixture"
-    joint = gradients == "joint"
+    joint, sub_tasks = gradients == "joint", vae.goal_state == "sub_task"
     other_policy = "with model.gradients joint it would change the policy whose ratios are formed: use 0"
     no_updates = "with model.gradients joint no level has updates of its own that it could end: use null"
     of_critic = "with model.gradients joint the critic's loss is the task encoder's: use 1"
@@ -62,9 +62,9 @@ def check_levels(
     no_sub_tasks += "constant_discretisation or constant_margin"
     no_categories = "a continuous model.task_encoder.belief has no categories: use 0"
     one_variable = "only a categorical model.task_encoder.belief has several: use 1"
-    by_itself = "a mixture reconstructs rewards by itself: use 0, and model.task_encoder.mixture_coef"
+    by_itself = "a mixture reconstructs rewards by itself: use 0"
     wrong: dict[str, tuple[Any, str]] = {
-        "macro_vae.goal": (vae.goal == "sub_task" and (not task_encoder or continuous), no_sub_tasks),
+        "macro_vae.goal_state": (sub_tasks and (not task_encoder or continuous), no_sub_tasks),
         "ppo.agreement_bonus": (
             ppo.agreement_bonus and not macro_vae,
             "without model.macro_vae there is nothing to agree with: use 0",
@@ -117,7 +117,7 @@ def check_rollout(
             f"model.ppo.minibatches is {ppo.minibatches}, but with model.gradients {gradients} they are of "
             f"{what}, of which the rollout of a process has only {count}: use at most that many"
         )
-    if vae and vae.goal != "sub_task" and vae.n > decisions:
+    if vae and vae.goal_state != "sub_task" and vae.n > decisions:
         raise UserError(
             f"model.macro_vae.n is {vae.n}, but an episode has only {decisions} decisions (data.horizon over "
             "model.decision_interval): use at most that many"

@@ -15,7 +15,7 @@ from hmrl.envs.benchmarks import HORIZON, BenchmarkName, EgoState, Goals, same_g
 from hmrl.envs.wrappers.perturb import Perturbation, PerturbedEnvs, sensors_of
 from hmrl.envs.wrappers.shown import HiddenGoals, ShownFamilies
 from hmrl.evaluation.evaluator import Evaluated, Evaluator
-from hmrl.evaluation.protocols import EvaluationConfig, TrialConfig, default_modes
+from hmrl.evaluation.protocols import EvaluationConfig, MetaWorldConfig, default_modes
 from hmrl.himeta.config import as_config
 from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.rollouts.collector import Collector
@@ -64,7 +64,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         curriculum: training families in blocks; None for all of them all the time.
         perturbation: of what agents see, do and earn, in training and, unless it has its own, in evaluation.
         validation, test: how to evaluate during and after training.
-        trials: of evaluations by the protocol ``meta_world``.
+        meta_world: of evaluations by the protocol ``meta_world``.
         modes: by name, the ways of acting that are evaluated.
         ego_state: observation dimensions that macro-actions are about: the body's own (``ego``), all but
             the hidden goal's (``everything``), or the ``other`` ones among these.
@@ -88,7 +88,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         perturbation: Perturbation = Perturbation(),  # noqa: B008
         validation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
         test: EvaluationConfig = EvaluationConfig(50, 5, "metaworld"),  # noqa: B008
-        trials: TrialConfig = TrialConfig(),  # noqa: B008
+        meta_world: MetaWorldConfig = MetaWorldConfig(),  # noqa: B008
         modes: dict[str, Acting] | None = None,
         ego_state: EgoState = "ego",
         seed: int = 1,
@@ -111,7 +111,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         self.curriculum = None if curriculum is None else as_config(CurriculumConfig, curriculum)
         self.validation = as_config(EvaluationConfig, validation)
         self.test = as_config(EvaluationConfig, test)
-        self.trials = as_config(TrialConfig, trials)
+        self.meta_world = as_config(MetaWorldConfig, meta_world)
         self.modes = {k: as_config(Acting, v) for k, v in (modes or default_modes()).items()}
 
         self.benchmark = self.describe(benchmark, train_families, test_families)
@@ -135,7 +135,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
             steps = horizon * episodes_per_trial
             self.schedule = self.curriculum.schedule(self.families, envs_per_family, steps)
 
-        for name in ("perturbation", "validation", "test", "trials"):
+        for name in ("perturbation", "validation", "test", "meta_world"):
             arguments[name] = asdict(getattr(self, name))
         arguments["modes"] = {k: asdict(v) for k, v in self.modes.items()}
         arguments["curriculum"] = self.curriculum and asdict(self.curriculum)
@@ -166,7 +166,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
             _check_share("data.envs_per_family", self.envs_per_family, world_size)
         self.benchmark.check_installed(f"{key}.backend", config.backend or self.backend)
         if config.protocol == "meta_world":
-            self.trials.check(key, [self.benchmark.train, self.benchmark.test], world_size)
+            self.meta_world.check(key, [self.benchmark.train, self.benchmark.test], world_size)
         _check_share(f"{key}.envs_per_family", config.envs_per_family, world_size)
 
     def check_world(self, checkpoint: Mapping[str, Any], evaluation: EvaluationConfig) -> None:
@@ -330,7 +330,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
             perturbation,
             {s: config.goals_of(s, *trained_on, training=_TRAIN, stream=stream) for s in splits},
             self.modes,
-            self.trials,
+            self.meta_world,
             self.horizon,
             self.seed,
             stream,

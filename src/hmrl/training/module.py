@@ -42,6 +42,7 @@ from hmrl.system.errors import SharedError
 from hmrl.training.compatibility import check_deviations, check_levels, check_network, check_rollout
 from hmrl.types import Acting, Metrics, Rollout, Trajectories
 
+_UPPER_WEIGHT_DECAY = 0.01  # of task encoder and macro-VAE
 _STREAM = 1  # of the random numbers used in learning; the data module has its own
 
 
@@ -116,7 +117,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         }
         for level, config in (("task_encoder", self.encoder_config), ("macro_vae", self.vae_config)):
             if config:
-                self._settings[level] = Descent(config.lr, config.weight_decay, config.max_grad_norm)
+                self._settings[level] = Descent(config.lr, _UPPER_WEIGHT_DECAY, config.max_grad_norm)
         check_levels(gradients, self.encoder_config, self.vae_config, self.ppo, self.acting)
         configs: dict[str, Any] = {
             "task_encoder": self.encoder_config,

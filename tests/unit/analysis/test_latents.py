@@ -216,7 +216,7 @@ def decoder_errors(
 
 @pytest.mark.parametrize("goal", STRATEGIES)
 def test_decoder_errors_are_recomputed_by_hand(goal: GoalStrategy) -> None:
-    module = build_module(encoder_config(), vae_config(goal=goal, dropout=0.5))
+    module = build_module(encoder_config(), vae_config(goal_state=goal, dropout=0.5))
     policy, config = module.policy.eval(), module.vae_config
     assert config is not None
     assert policy.macro_vae is not None
@@ -225,7 +225,7 @@ def test_decoder_errors_are_recomputed_by_hand(goal: GoalStrategy) -> None:
             weights *= 3  # so that z matters
     rollout = random_rollout()
     beliefs = policy.encode_episodes(rollout.observation, rollout.action, rollout.reward, Acting())
-    goals = goal_steps(goal, beliefs.probabilities, config.n, config.n_max)
+    goals = goal_steps(goal, beliefs.probabilities, config.n)
     informed, uninformed = decoder_errors(policy, config, rollout)
     expected = expected_errors(module, rollout, goals)
     assert informed.keys() == uninformed.keys() == expected.keys()
@@ -237,7 +237,7 @@ def test_decoder_errors_are_recomputed_by_hand(goal: GoalStrategy) -> None:
 
 @pytest.mark.parametrize("goal", STRATEGIES)
 def test_decoder_errors_are_those_that_training_logs(goal: GoalStrategy) -> None:
-    module = build_module(encoder_config(), vae_config(goal=goal))
+    module = build_module(encoder_config(), vae_config(goal_state=goal))
     policy, config = module.policy.eval(), module.vae_config
     assert config is not None
     rollout = random_rollout()

@@ -37,9 +37,10 @@ SAMPLED = Acting(task_belief="sample", macro_action="sample")
 
 def agent(levels: str, **changes: Any) -> HierarchicalMetaRL:
     """With the ``levels`` named; no weight decay, which would move weights without a gradient."""
-    encoder = encoder_config(weight_decay=0.0, **changes.pop("encoder", {})) if "encoder" in levels else None
-    vae = vae_config(weight_decay=0.0) if "vae" in levels else None
-    return build_module(encoder, vae, **changes)
+    encoder = encoder_config(**changes.pop("encoder", {})) if "encoder" in levels else None
+    module = build_module(encoder, vae_config() if "vae" in levels else None, **changes)
+    module._settings = {k: v._replace(weight_decay=0.0) for k, v in module._settings.items()}
+    return module
 
 
 def rollout_for(module: HierarchicalMetaRL) -> Any:

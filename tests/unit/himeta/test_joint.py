@@ -210,7 +210,7 @@ def test_a_continuous_belief_is_memory_without_categories() -> None:
             r"model\.task_encoder\.categorical_coef is .*, but a continuous .*belief has no categories",
         ),
         (
-            {"task_encoder": encoder_config(**RL2), "macro_vae": vae_config(goal="sub_task")},
+            {"task_encoder": encoder_config(**RL2), "macro_vae": vae_config(goal_state="sub_task")},
             "with a continuous belief, there are no sub-tasks",
         ),
         ({"macro_interval": 0}, "model.macro_interval is 0"),

@@ -105,7 +105,7 @@ def test_a_deviation_out_of_its_range_can_come_back(made_by: str, raw: float) ->
         std = lambda: macro.encode(torch.zeros(1, S), torch.zeros(1, K)).stddev  # noqa: E731
     else:
         options = {"hidden": 8, "embedding_hidden": (5, 4, 3), "head_hidden": (6,), "dropout": 0.0}
-        mixture = MixtureEncoder(S, A, categories=K, cell="gru", latent=2, decoder_hidden=(8,), **options)
+        mixture = MixtureEncoder(S, A, categories=K, cell="gru", latent_dim=2, decoder_hidden=(8,), **options)
         low, high = -5.0, 2.0
         parameter = mixture.head[-1].bias if made_by == "mixture" else mixture.prior_log_std
         out = torch.zeros(1, 1, S)

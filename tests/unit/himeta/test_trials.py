@@ -129,7 +129,7 @@ def test_goals_stay_within_their_episode(strategy: Any, n: int) -> None:
 def test_macro_actions_learn_from_goals_within_their_episode() -> None:
     """The loss of a trial whose second episode starts elsewhere is not moved by where that is."""
     module = full_module()
-    config = vae_config(goal="constant_margin", n=2)
+    config = vae_config(goal_state="constant_margin", n=2)
     assert module.policy.task_encoder is not None
     for parameter in module.policy.task_encoder.parameters():
         torch.nn.init.zeros_(parameter)  # beliefs would carry the next episode's states into later ones

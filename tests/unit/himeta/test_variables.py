@@ -21,7 +21,7 @@ G = 4
 
 
 def several(**changes: Any) -> HierarchicalMetaRL:
-    return build_module(encoder_config(variables=G, **changes), vae_config(goal="sub_task"))
+    return build_module(encoder_config(variables=G, **changes), vae_config(goal_state="sub_task"))
 
 
 def random_beliefs(*shape: int) -> Tensor:
@@ -106,5 +106,5 @@ def test_value_and_rewards_each_move_every_variable(value_coef: float, reward_co
 
 @pytest.mark.parametrize("belief", ["continuous", "mixture"])
 def test_only_a_categorical_belief_has_several(belief: str) -> None:
-    with pytest.raises(UserError, match=rf"variables is {G}, but only a categorical .* which is {belief}"):
+    with pytest.raises(UserError, match=rf"variables is {G}, but only a categorical .* has several"):
         build_module(encoder_config(variables=G, belief=belief, categorical_coef=0.0))

@@ -23,7 +23,7 @@ from hmrl.types import Rollout
 _TRIALS = 10  # kept of each family, over all ranks: a few MB
 
 
-class Latents(pl.Callback):
+class LatentAnalysis(pl.Callback):
     """What z and y have become (:mod:`hmrl.analysis.latents`), from the rollouts with sampled actions.
 
     Logs ``latents/probe/...`` (of the training families), ``latents/decoder_error/<split>``,
@@ -40,7 +40,7 @@ class Latents(pl.Callback):
 
     def __init__(self, dir: str | None, every_n_evaluations: int = 1) -> None:
         if every_n_evaluations < 1:
-            raise UserError(f"latents.every_n_evaluations is {every_n_evaluations}: use 1 or more")
+            raise UserError(f"latent_analysis.every_n_evaluations is {every_n_evaluations}: use 1 or more")
         self.dir = None if dir is None else local_path(dir, "dir")
         self.every_n_evaluations = every_n_evaluations
         self.findings: dict[str, Findings] = {}  # of the last evaluation, by split

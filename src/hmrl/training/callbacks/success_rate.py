@@ -182,7 +182,7 @@ def describe_protocol(data: MetaWorldDataModule, training_seed: int | None = Non
         data: whose test is described.
         training_seed: of the agent; None for the data module's.
     """
-    config, trials = data.test, data.trials
+    config, own = data.test, data.meta_world
     described: dict[str, Any] = {"name": config.protocol, "backend": config.backend or data.backend}
     perturbation = config.perturbation_within(data.perturbation)
     if perturbation != Perturbation():
@@ -200,14 +200,15 @@ def describe_protocol(data: MetaWorldDataModule, training_seed: int | None = Non
     if fixed and same and same_goals(described["backend"], data.backend):
         described["training_goals"] = True
     if config.protocol != "meta_world":
-        return described | {"goals_per_family": goals.per_family, "episodes_per_family": config.goals}
+        episodes = config.goals_per_family
+        return described | {"goals_per_family": goals.per_family, "episodes_per_family": episodes}
     for name in ("num_evals", "adaptation_episodes", "evaluation_episodes", "total_tasks_per_cls"):
-        described[name] = getattr(trials, name)
+        described[name] = getattr(own, name)
     families = {"train": len(data.benchmark.train), "test": len(data.benchmark.test)}
-    batches = {split: trials.batch(count) for split, count in families.items()}
-    met = {split: trials.num_evals * batches[split] // count for split, count in families.items()}
+    batches = {split: own.batch(count) for split, count in families.items()}
+    met = {split: own.num_evals * batches[split] // count for split, count in families.items()}
     described["meta_batch_size"] = batches
-    described["goals_per_family"] = {s: min(trials.total_tasks_per_cls, count) for s, count in met.items()}
+    described["goals_per_family"] = {s: min(own.total_tasks_per_cls, count) for s, count in met.items()}
     return described
 
 

@@ -22,7 +22,7 @@ from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.himeta.config import MacroVAEConfig
 from hmrl.himeta.formulas import agreement
 from hmrl.system.errors import UserError
-from hmrl.training.callbacks.latent_analysis import Latents
+from hmrl.training.callbacks.latent_analysis import LatentAnalysis
 from hmrl.training.trainer import make_trainer
 from hmrl.types import Rollout
 from support.runs import Recorder, Run, assert_same, fit_iterations, learning_state
@@ -57,7 +57,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("latents")
-    return fit_iterations(folder, 2, callbacks=[Latents(str(folder))])
+    return fit_iterations(folder, 2, callbacks=[LatentAnalysis(str(folder))])
 
 
 @pytest.mark.slow
@@ -92,14 +92,16 @@ def test_figures_are_in_tensorboard(run: Run) -> None:
 def test_not_every_evaluation_and_the_same_ones_after_a_break(tmp_path: Path) -> None:
     def steps(folder: str, *parts: int) -> list[int]:
         for part, iterations in enumerate(parts):
-            latents = Latents(None, every_n_evaluations=2)
+            latents = LatentAnalysis(None, every_n_evaluations=2)
             run = fit_iterations(tmp_path / folder, iterations, resume=part > 0, callbacks=[latents])
         return [int(float(row["step"])) for row in run.rows if latents_of(row)]
 
     assert steps("straight", 3) == steps("broken", 1, 3) == [2 * STEPS]
 
 
-def evaluate(run: Run, what: str, data: Any, latents: Latents) -> tuple[dict[str, float], list[Rollout]]:
+def evaluate(
+    run: Run, what: str, data: Any, latents: LatentAnalysis
+) -> tuple[dict[str, float], list[Rollout]]:
     recorder = Recorder()
     trainer = make_trainer(
         str(run.folder), 1, [latents, recorder], logger=False, accelerator="cpu", devices=1, overwrite=True
@@ -118,7 +120,7 @@ def first_ten(rollouts: list[Rollout], split: str) -> Rollout:
 
 def test_a_test_writes_what_it_found(plain: Run, tmp_path: Path) -> None:
     data = toy_data(test=EvaluationConfig(12, 4))
-    logged, rollouts = evaluate(plain, "test", data, Latents(str(tmp_path / "here")))
+    logged, rollouts = evaluate(plain, "test", data, LatentAnalysis(str(tmp_path / "here")))
     folder = tmp_path / "here" / "latents"
     files = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")}
     assert {file.name for file in folder.iterdir()} == files | {"latents.json", "latents.npz"}
@@ -147,20 +149,20 @@ def test_a_test_writes_what_it_found(plain: Run, tmp_path: Path) -> None:
 
 
 def test_a_validation_is_looked_at_whatever_its_number(plain: Run) -> None:
-    logged, _ = evaluate(plain, "validate", toy_data(), Latents(None, every_n_evaluations=5))
+    logged, _ = evaluate(plain, "validate", toy_data(), LatentAnalysis(None, every_n_evaluations=5))
     assert latents_of(logged) == PROBES | MACRO  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
 def test_too_few_episodes_to_probe(plain: Run, tmp_path: Path) -> None:
     data = toy_data(test=EvaluationConfig(1, 1))
-    logged, _ = evaluate(plain, "test", data, Latents(str(tmp_path)))
+    logged, _ = evaluate(plain, "test", data, LatentAnalysis(str(tmp_path)))
     assert latents_of(logged) == MACRO  # type: ignore[arg-type]
     assert not (tmp_path / "latents" / "probe.png").exists()
     assert json.loads((tmp_path / "latents" / "latents.json").read_text())["train"]["probe"] == {}
 
 
-def flat_run(networks: dict[str, Any], latents: Latents) -> dict[str, float]:
+def flat_run(networks: dict[str, Any], latents: LatentAnalysis) -> dict[str, float]:
     data = toy_data(test=EvaluationConfig(2, 2))
     module = tiny_module(data, **networks)
     trainer = make_trainer("unused", 1, [latents], logger=False, accelerator="cpu", devices=1)
@@ -170,7 +172,7 @@ def flat_run(networks: dict[str, Any], latents: Latents) -> dict[str, float]:
 
 def test_a_flat_agent_has_nothing_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    logged = flat_run(FLAT, Latents(str(tmp_path)))
+    logged = flat_run(FLAT, LatentAnalysis(str(tmp_path)))
     assert "success/test/mean" in logged
     assert not any(name.startswith("latents/") for name in logged)
     assert not (tmp_path / "latents").exists()
@@ -187,14 +189,16 @@ def test_an_absent_level_is_left_out(
     absent: str, logged: set[str], drawn: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {k for k in flat_run({absent: None}, Latents(str(tmp_path))) if k.startswith("latents/")} == logged
+    assert {
+        k for k in flat_run({absent: None}, LatentAnalysis(str(tmp_path))) if k.startswith("latents/")
+    } == logged
     assert {file.stem for file in (tmp_path / "latents").glob("*.png")} == drawn
 
 
 # --- by hand -------------------------------------------------------------------------------------
 
 
-def by_hand(latents: Latents, module: Any, outputs: list[Any], first: bool = True) -> dict[str, float]:
+def by_hand(latents: LatentAnalysis, module: Any, outputs: list[Any], first: bool = True) -> dict[str, float]:
     """A test's hooks, without a trainer; returns what was logged."""
     logged: dict[str, Any] = {}
     module.log_dict = lambda values, **_: logged.update(values)
@@ -219,19 +223,19 @@ def test_no_random_stream_and_no_mode_is_touched(plain: Run, tmp_path: Path) -> 
 
     before = streams()
     rollouts = plain.recorder.evaluated
-    once = by_hand(Latents(str(tmp_path)), module, rollouts)
+    once = by_hand(LatentAnalysis(str(tmp_path)), module, rollouts)
     assert streams() == before
     assert [part.training for part in module.modules()] == modes
-    assert by_hand(Latents(None), module, rollouts) == once  # dropout would differ
+    assert by_hand(LatentAnalysis(None), module, rollouts) == once  # dropout would differ
     assert once.keys() == PROBES | MACRO | {"step"}
 
 
 def test_only_rollouts_of_the_analysed_mode_count(plain: Run) -> None:
     sampled = [r for r in plain.recorder.evaluated if r.mode == "sampled"]
     permuted = [replace(r, mode="permuted", action=-r.action) for r in sampled]
-    once = by_hand(Latents(None), plain.module, sampled)
-    assert by_hand(Latents(None), plain.module, [None, *permuted, *sampled, "score"]) == once
-    latents = Latents(None)
+    once = by_hand(LatentAnalysis(None), plain.module, sampled)
+    assert by_hand(LatentAnalysis(None), plain.module, [None, *permuted, *sampled, "score"]) == once
+    latents = LatentAnalysis(None)
     assert by_hand(latents, plain.module, [None, *permuted]) == {}
     assert latents.findings == {}
 
@@ -239,7 +243,7 @@ def test_only_rollouts_of_the_analysed_mode_count(plain: Run) -> None:
 @pytest.mark.parametrize("every", [0, -1])
 def test_how_often_must_be_at_least_once(every: int) -> None:
     with pytest.raises(UserError, match=rf"every_n_evaluations is {every}: use 1 or more"):
-        Latents(None, every_n_evaluations=every)
+        LatentAnalysis(None, every_n_evaluations=every)
 
 
 def one_of_two(rank: int, folder: Path) -> None:
@@ -248,7 +252,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     module, shares = torch.load(folder / "given.pt", weights_only=False)
     own = folder / f"rank{rank}"
-    latents = Latents(str(own))
+    latents = LatentAnalysis(str(own))
     logged = by_hand(latents, module, shares[rank], first=rank == 0)
     torch.save((logged, {k: f.episodes for k, f in latents.findings.items()}), folder / f"said{rank}.pt")
     dist.destroy_process_group()
@@ -263,8 +267,8 @@ def test_two_processes_look_at_everybodys_episodes(plain: Run, tmp_path: Path) -
     shares = [[r for i, r in enumerate(sampled) if i % 2 == rank] for rank in (0, 1)]
     for share in shares:
         assert [len(r.family) for r in share] == [10, 5]
-    together = by_hand(Latents(None), module, [*shares[0], *shares[1]])
-    alone = by_hand(Latents(None), module, shares[0])
+    together = by_hand(LatentAnalysis(None), module, [*shares[0], *shares[1]])
+    alone = by_hand(LatentAnalysis(None), module, shares[0])
     assert together.keys() > alone.keys()
     module.__dict__.pop("log_dict")
     torch.save((module, shares), tmp_path / "given.pt")
