@@ -171,7 +171,7 @@ def test_the_same_evaluation_twice_gives_the_same_numbers(trained: Run, tmp_path
 
 
 def test_the_best_model_is_best_on_training_families(tmp_path: Path) -> None:
-    """However well test families are solved; and the first of equals stays."""
+    """However well held-out families are solved; and the first of equals stays."""
     assert BEST_DEFAULTS["monitor"] == "success/train/mean"
     data = toy_data()
     data.solved = {"train": [2, 6, 4, 6, 1], "test": [0, 1, 5, 2, 5]}

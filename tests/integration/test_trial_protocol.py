@@ -257,7 +257,7 @@ def test_every_episode_is_noted(solved: int) -> None:
     assert noted.phase == tuple(phase for _, phase, _, _ in order)
     pairs = zip(*(x.tolist() for x in (noted.goal, noted.number, noted.family)), strict=True)
     assert list(pairs) == [(t, n, i) for t, _, n, i in order]
-    record = [e for e in toy._record if len(e.rewards) == HORIZON]
+    record = [e for e in toy.record if len(e.rewards) == HORIZON]
     whole = noted.length == HORIZON
     assert noted.episode_return[whole].tolist() == pytest.approx([sum(e.rewards) for e in record])
     assert noted.success[whole].tolist() == [any(e.successes) for e in record]

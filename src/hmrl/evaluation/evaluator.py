@@ -41,7 +41,7 @@ class Evaluator:
     build: Callable[[Goals], TaskEnvs]  # this rank's environments
 
     def streams(self) -> list[RolloutStream[Evaluated]]:
-        """Train families, then test families, in every mode."""
+        """Training families, then held-out families, in every mode."""
         modes = list(self.modes.items())
         if self.config.agent != "policy":  # it has no levels to act in several ways with
             modes = modes[:1]

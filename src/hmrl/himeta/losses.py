@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
+from torch.nn.functional import embedding
 
 from hmrl.himeta.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.himeta.formulas import (
@@ -92,7 +93,7 @@ def belief_loss(
 class Questions(NamedTuple):
     """To a belief, about another step of the same trial. M questions a trial, normalised."""
 
-    asked: tuple[Tensor, Tensor]  # index of the beliefs that are asked, each [M, N]
+    asked: Tensor  # which beliefs are asked: their row, of [T+1, N] rows one after another. [M, N]
     state: Tensor  # s_t' [M, N, S]
     action: Tensor  # a_t' [M, N, A]
     next_state: Tensor  # s_t'+1 [M, N, S]
@@ -113,12 +114,22 @@ def questions(policy: HierarchicalPolicy, episodes: Trajectories, count: int) ->
     step = torch.where(last & (step + 1 < length), step - 1, step)  # what follows a reset tells nothing
     state = policy.normalize(episodes.observation)
     return Questions(
-        (t, column.expand_as(t)),
+        t * trials + column,
         state[step, column],
         episodes.action[step, column].clamp(-1, 1),
         state[step + 1, column],
         policy.normalize_reward(episodes.reward)[step, column],
     )
+
+
+def at(values: Tensor, rows: Tensor) -> Tensor:
+    """``rows`` ``[M, N]`` of ``values`` ``[T+1, N, ...]``, with the same gradient each time. ``[M, N, D]``
+
+    On several threads an index adds up large gradients in any order, and a resumed run would not end in the
+    same bits; an embedding does not.
+    """
+    found: Tensor = embedding(rows, values.flatten(2).flatten(0, 1))
+    return found
 
 
 def reward_loss(
@@ -137,7 +148,7 @@ def reward_loss(
     """
     assert encoder.reward_decoder is not None
     about = questions(policy, episodes, samples)
-    seen = [sequence.belief[about.asked], about.state, about.action, about.next_state]
+    seen = [at(sequence.belief, about.asked), about.state, about.action, about.next_state]
     predicted = encoder.reward_decoder(torch.cat(seen, dim=-1)).squeeze(-1)
     error: Tensor = (predicted - about.reward).square().mean()
     return error
@@ -159,7 +170,7 @@ def mixture_loss(
             + w KL(q(y | c) || uniform)
     """
     about = questions(policy, episodes, QUESTIONS)
-    out, weight = sequence.out[about.asked], sequence.probabilities[about.asked].squeeze(-2)
+    out, weight = at(sequence.out, about.asked), at(sequence.probabilities, about.asked)
     mean, std = encoder.components(out)
     posterior = Normal(mean, std, validate_args=False)
     x = posterior.rsample()  # [M, N, K, L]

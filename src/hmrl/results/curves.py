@@ -19,6 +19,7 @@ from hmrl.system.errors import UserError
 _RELATIVE = "relative to predicting no motion"
 _MANY = 4  # bars side by side
 _SPARSE = 30  # so few points are marked
+_FAMILIES = {"train": "training families", "test": "held-out families"}
 _MARKS: dict[str, Literal["--", ":"]] = {"ceiling": "--", "floor": ":"}
 
 
@@ -71,7 +72,7 @@ def learning(runs: Runs, evaluation: str, window: float) -> dict[str, Figure | N
 
     ``learning``: means over families. ``families``: each family, train ones of rollouts, test ones of
     evaluations. ``diagnostics``: how macro-action and belief are used, and every column ``latents/...``,
-    train and test families in one panel.
+    training and held-out families in one panel.
 
     Args:
         runs: what to draw.
@@ -79,9 +80,9 @@ def learning(runs: Runs, evaluation: str, window: float) -> dict[str, Figure | N
         window: of the rollouts' trailing mean, in environment steps.
     """
     means = [
-        Panel("train families, rollouts", "success rate", ("rollout/success/mean",), window),
-        Panel("train families, evaluation", "success rate", (f"{evaluation}/train/mean",)),
-        Panel("test families, evaluation", "success rate", (f"{evaluation}/test/mean",)),
+        Panel("training families, rollouts", "success rate", ("rollout/success/mean",), window),
+        Panel("training families, evaluation", "success rate", (f"{evaluation}/train/mean",)),
+        Panel("held-out families, evaluation", "success rate", (f"{evaluation}/test/mean",)),
     ]
     train, test = (runs.families.get(split, ()) for split in SPLITS)
     families = [Panel(f"train: {f}", "success rate", (f"rollout/success/{f}",), window) for f in train]
@@ -92,7 +93,7 @@ def learning(runs: Runs, evaluation: str, window: float) -> dict[str, Figure | N
         name = stem.split("/")[1]
         splits = (f"{stem}/train", f"{stem}/test")
         both = logged & {*splits}
-        title = stem.removeprefix("latents/") + (" (dashed: test families)" if both else "")
+        title = stem.removeprefix("latents/") + (" (dashed: held-out families)" if both else "")
         unit, metrics = _LATENTS.get(name, name), splits if both else (stem,)
         latents.append(Panel(title, unit, metrics, rate=name == "probe"))
     return {
@@ -152,7 +153,7 @@ def _draw(axis: Axes, panel: Panel, runs: Runs, method: str, colour: Any) -> Non
 
 
 def success_bars(runs: Runs, protocol: str) -> Figure:
-    """Success per family and mean, train and test families apart; ceiling and floor as thin marks."""
+    """Success per family and mean, training and held-out families apart; ceiling and floor as thin marks."""
     methods = runs.tested(protocol)
     bars = [method for method in methods if method in runs.proper]
     width = 0.8 / max(1, len(bars))
@@ -183,7 +184,7 @@ def success_bars(runs: Runs, protocol: str) -> Figure:
         axis.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
         axis.axvline(len(names) - 1.5, color="grey", linewidth=0.6)
         axis.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.03))
-        _plain(axis, f"{split} families")
+        _plain(axis, _FAMILIES[split])
     for axis in axes[:, 0]:
         axis.set_ylabel("success rate", fontsize=8)
     _legend(figure, runs, methods)
@@ -191,7 +192,7 @@ def success_bars(runs: Runs, protocol: str) -> Figure:
 
 
 def success_means(runs: Runs, protocol: str) -> Figure:
-    """The mean over families, a row a method, train and test families apart; ceiling and floor as lines."""
+    """The mean over families, a row a method, each split apart; ceiling and floor as lines."""
     methods = runs.tested(protocol)
     rows = [method for method in methods if method in runs.proper]
     figure = Figure(figsize=(2 + 3 * len(runs.families), 1.4 + 0.3 * len(rows)), layout="constrained")
@@ -210,7 +211,7 @@ def success_means(runs: Runs, protocol: str) -> Figure:
         axis.set_yticks(range(len(rows)), rows)
         axis.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5))
         axis.set_xlabel("success rate", fontsize=8)
-        _plain(axis, f"{split} families")
+        _plain(axis, _FAMILIES[split])
         axis.grid(axis="x", alpha=0.3)
     _legend(figure, runs, [method for method in methods if method not in rows])
     return figure

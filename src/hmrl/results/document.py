@@ -80,8 +80,8 @@ class Document:
         parts = [
             _section(f"{what} `{metric}`", tables.steps_table(self.runs, metric, self.thresholds, over))
             for metric, over, what in (
-                ("rollout/success/mean", self.window, f"Train families, training rollouts: {window}."),
-                (f"{evaluation}/test/mean", 0, "Test families, evaluations while training: not smoothed."),
+                ("rollout/success/mean", self.window, f"Training families, training rollouts: {window}."),
+                (f"{evaluation}/test/mean", 0, "Held-out families, evaluations in training: not smoothed."),
             )
         ]
         return _section("## Environment steps to a success rate", *parts, after=f"{tables.STEPS}\n")

@@ -7,9 +7,9 @@ Schema 1, JSON, one file a run and protocol:
   its SHA-256 (:func:`digest`), by which it is known wherever it is, null if nothing learnt has acted.
 - ``env_steps``: of training, simulator steps over all environments.
 - ``protocol``: ``name`` and what it was run with: ``backend``, ``goals_per_family`` (different goals),
-  ``episodes_per_family`` (scored, a mode), ``training_goals`` (true), if train families are tested on goals
-  that training had too, and ``goals_shown`` and ``families_shown`` (true), if agents see
-  them; for meta_world Meta-World's own parameters, and ``goals_per_family`` by split; ``perturbation``, if
+  ``episodes_per_family`` (scored, a mode), ``training_goals`` (true), if training families are tested on
+  goals that training had too, and ``goals_shown`` and ``families_shown`` (true), if agents see them;
+  for meta_world Meta-World's own parameters, and ``goals_per_family`` by split; ``perturbation``, if
   there was one: returns are then those that the agent saw; and ``age``, episodes of training that the
   world has gone through, if it changes over training.
 - ``git``: ``revision`` and whether source or configurations were ``modified``, of what evaluated;

@@ -113,7 +113,7 @@ def protocol_text(runs: Runs, protocol: str) -> str:
 
 
 def success_table(runs: Runs, protocol: str) -> str:
-    """One row a method: mean and interquartile mean over seeds, on train and test families."""
+    """One row a method: mean and interquartile mean over seeds, on training and held-out families."""
     columns: dict[str, Callable[[str, str, Split], Estimate | None]]
     columns = {"mean": runs.success, "IQM": runs.success_iqm}
     if any(runs.official(m, protocol, split) for m in runs.tested(protocol) for split in SPLITS):

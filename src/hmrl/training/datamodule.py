@@ -305,11 +305,11 @@ class MetaWorldDataModule(pl.LightningDataModule):
         return self._collector.draw(learner.policy, learner.acting, int(learner.iteration), families)
 
     def val_dataloader(self) -> list[RolloutStream[Evaluated]]:
-        """Train families, then test families, in every mode."""
+        """Training families, then held-out families, in every mode."""
         return self._evaluator(self.validation, _VALIDATION).streams()
 
     def test_dataloader(self) -> list[RolloutStream[Evaluated]]:
-        """Train families, then test families, in every mode."""
+        """Training families, then held-out families, in every mode."""
         return self._evaluator(self.test, _TEST).streams()
 
     def _evaluator(self, config: EvaluationConfig, stream: int) -> Evaluator:

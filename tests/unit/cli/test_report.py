@@ -113,7 +113,7 @@ def test_steps_to_success_rates(runs: list[str], tmp_path: Path) -> None:
         )
         expected.append(f"{steps[1]:,} ({steps[0]:,} to {steps[2]:,}; 3 of 3)")
     part = text[text.index(section) :]
-    train, test = part.split("Test families, evaluations")
+    train, test = part.split("Held-out families, evaluations")
     cells = row(f"## {section}\n{train}", "three levels", section)
     assert cells == [*expected, "not reached by 2,000,000 (2,000,000 to never; 1 of 3)"]
     assert "trailing mean over 300,000 environment steps" in train

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from hmrl.himeta.diagnostics import average
-from hmrl.himeta.losses import actor_loss, critic_loss, macro_vae_loss, task_encoder_loss
+from hmrl.himeta.losses import actor_loss, at, critic_loss, macro_vae_loss, task_encoder_loss
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting
 from support.agents import (
@@ -105,6 +105,7 @@ def batch_for(count: int = 50) -> dict[str, Tensor]:
     return {
         "state": torch.randn(count, S),
         "task_belief": torch.randn(count, K).softmax(-1),
+        "task": torch.zeros(count, 0),
         "macro_action": torch.randn(count, A).tanh(),
         "action": torch.randn(count, A),
         "log_prob": -2.5 + 0.3 * torch.randn(count),
@@ -139,3 +140,24 @@ def test_average_is_by_key() -> None:
     ]
     assert average(each) == {"a": torch.tensor(2.0), "b": torch.tensor(5.5)}
     assert average([]) == {}
+
+
+def test_what_is_asked_of_beliefs_has_the_same_gradient_each_time() -> None:
+    """As an index has in exact arithmetic; but an index of so many numbers adds them up in any order."""
+    torch.manual_seed(0)
+    values = torch.randn(251, 30, 8, 8, requires_grad=True)
+    t = torch.randint(251, (50, 30))
+    rows = t * 30 + torch.arange(30)
+    assert torch.equal(at(values, rows), values[t, torch.arange(30)].flatten(2))
+    weight = torch.randn(50, 30, 64)
+
+    def gradient() -> torch.Tensor:
+        (found,) = torch.autograd.grad((at(values, rows) * weight).sum(), values)
+        return found
+
+    first = gradient()
+    (exact,) = torch.autograd.grad(
+        (values.double()[t, torch.arange(30)].flatten(2) * weight.double()).sum(), values
+    )
+    torch.testing.assert_close(first, exact)
+    assert all(torch.equal(gradient(), first) for _ in range(20))

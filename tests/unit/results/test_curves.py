@@ -85,7 +85,7 @@ def test_an_untrained_decoder_does_not_flatten_its_panel(tmp_path: Path) -> None
 def test_means_are_a_row_a_method(runs: list[str]) -> None:
     found = read(runs, "sampled")
     means = curves.success_means(found, "first_episode")
-    assert [axis.get_title() for axis in means.axes] == ["train families", "test families"]
+    assert [axis.get_title() for axis in means.axes] == ["training families", "held-out families"]
     expected = {method: found.success(method, "first_episode", "test") for method in found.proper}
     axis = means.axes[1]
     assert [text.get_text() for text in means.axes[0].get_yticklabels()] == list(expected)
@@ -140,9 +140,9 @@ def test_curves_are_means_over_seeds_with_bands(runs: list[str], tmp_path: Path)
     upper = ttest_1samp([0.4, 0.4, 0.2], 0).confidence_interval(0.95).high
     assert band[:, 1].max() == pytest.approx(upper * 0.75)
     assert [axis.get_title() for axis in figure.axes] == [
-        "train families, rollouts",
-        "train families, evaluation",
-        "test families, evaluation",
+        "training families, rollouts",
+        "training families, evaluation",
+        "held-out families, evaluation",
     ]
 
 
@@ -158,7 +158,7 @@ def test_panels_are_those_with_data(runs: list[str]) -> None:
     assert titles(use) == [
         "agreement of action and macro-action",
         "decoder error (dashed: without z)",
-        "decoder_error (dashed: test families)",
+        "decoder_error (dashed: held-out families)",
         "probe/z",
     ]
     assert [axis.get_ylabel() for axis in use.axes[1:4]] == [

@@ -38,7 +38,7 @@ def _metric(name: str, mode: str, split: str, family: str) -> str:
 
 
 class SuccessRate(pl.Callback):
-    """Success per family and mean, on train and test families, for every way of acting.
+    """Success per family and mean, on training and held-out families, for every way of acting.
 
     Logs ``success/<split>/<family>`` (any step), ``final_success/...`` (last step) and ``return/...``, where
     ``<family>`` is ``mean`` for the unweighted mean over families; other modes than sampled acting carry
