@@ -21,6 +21,7 @@ import hmrl.rollouts.collector
 import hmrl.training.datamodule
 from hmrl.envs import Backend
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM
+from hmrl.envs.wrappers.shown import HiddenGoals
 from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.types import Acting
@@ -81,7 +82,8 @@ def goals_met(
     def collect(envs: Any, policy: Any, *, episode: int, split: str, mode: str, **options: Any) -> Any:
         Simulator.asked.clear()
         envs.reset(episode)
-        pools = getattr(envs, "_pools", [])
+        simulators = envs._envs if isinstance(envs, HiddenGoals) else envs
+        pools = getattr(simulators, "_pools", [])
         goals = [(pool.task, seed, pool.resets) for pool in pools for seed in pool.seeds]
         met[split, f"{module.stage} {mode}", episode] = goals or Simulator.asked[:]
         return NoRollout()

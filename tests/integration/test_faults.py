@@ -121,7 +121,7 @@ def test_a_non_finite_reward_in_evaluation_is_refused(
 
     def faulty(self: ToyEnvs, action: FloatArray) -> EnvStep:
         answer = step(self, action)
-        if not self.training and self.split == "test":
+        if not self.training and self.goals.split == "test":
             answer.reward[-1] = np.nan
         return answer
 

@@ -275,7 +275,7 @@ def test_wrong_arguments_are_refused(sweep_file: Path, tmp_path: Path) -> None:
 def test_a_method_that_is_there_twice_is_refused(sweep_file: Path, tmp_path: Path) -> None:
     """The first would not be run, and nobody would know."""
     sweep_file.write_text("base: []\nseeds: [1]\nruns:\n  full: []\n  flat: []\n  full: []\n")
-    with pytest.raises(UserError, match=rf"{sweep_file}: line 6 has the key full again, after line 4"):
+    with pytest.raises(UserError, match=rf"{sweep_file}: line 6 has the key full again: keep one"):
         main([str(sweep_file), "--out", str(tmp_path / "out")])
 
 

@@ -60,6 +60,7 @@ def loss_of(module: HierarchicalMetaRL, level: str) -> NullaryLoss:
     batch = {
         "state": torch.randn(9, S),
         "task_belief": rollout.task_belief.flatten(0, 1)[:9],
+        "task": torch.zeros(9, 0),
         "macro_action": rollout.macro_action.flatten(0, 1)[:9],
         "action": torch.randn(9, A),
         "log_prob": -2 + 0.1 * torch.randn(9),

@@ -96,6 +96,7 @@ def test_the_loss_is_the_sum_of_all() -> None:
     samples = {
         "state": state,
         "task_belief": belief,
+        "task": belief[..., :0],
         "macro_action": policy.macro_action(state, belief, Acting()),
         "action": batch.action,
         "log_prob": batch.log_prob,
@@ -137,7 +138,12 @@ def test_gradients_cross_the_levels(part: str) -> None:
     state, belief = policy.normalize(batch.observation)[:-1], sequence.belief[:-1]
     z = policy.macro_action(state, belief, Acting())
     samples = {"state": state, "task_belief": belief, "macro_action": z, "action": batch.action}
-    samples |= {"log_prob": batch.log_prob, "advantage": batch.advantage, "return": batch.returns}
+    samples |= {
+        "task": belief[..., :0],
+        "log_prob": batch.log_prob,
+        "advantage": batch.advantage,
+        "return": batch.returns,
+    }
     assert module.vae_config
     loss = {
         "actor": lambda: actor_loss(policy, samples, module.ppo)[0],

@@ -14,7 +14,7 @@ from torch import Tensor
 from hmrl.rollouts.replay import TrajectoryReplay, deal
 from hmrl.system.errors import UserError
 from hmrl.types import TRAJECTORY_TENSORS, Rollout, Trajectories
-from support.agents import A, S, T, random_rollout
+from support.agents import A, G, S, T, random_rollout
 
 
 def numbered(first: int, count: int) -> Rollout:
@@ -132,6 +132,7 @@ def test_samples_are_time_major_and_without_repetition(count: int) -> None:
         "reward": (T, count),
         "macro_action": (T, count, A),
         "family": (count,),
+        "hidden_goal": (count, G),
     }
     assert set(shapes) == {f.name for f in fields(Trajectories)} - {"episodes"}
     for _ in range(20):
