@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from hmrl.himeta.config import ActorCriticConfig, TaskEncoderConfig, as_config
+from hmrl.himeta.config import ActorCriticConfig, TaskEncoderConfig
 from hmrl.himeta.losses import QUESTIONS, reward_loss
 from hmrl.himeta.policy import HierarchicalPolicy, build_policy
 from hmrl.rollouts.collect import seeded
 from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.system.errors import UserError
+from hmrl.system.rules import as_config
 from hmrl.training import checkpoint
 from hmrl.training.compatibility import check_settings
 from hmrl.types import Acting, Trajectories

@@ -10,9 +10,8 @@ from hmrl.envs import Backend, Benchmark
 from hmrl.envs.benchmarks import Goals, same_goals
 from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.evaluation.baselines import AgentName
-from hmrl.himeta.config import as_config
-from hmrl.himeta.rules import Checked, Count, Rule
 from hmrl.system.errors import UserError
+from hmrl.system.rules import Checked, Count, Rule, as_config
 from hmrl.types import Acting, Split
 
 Protocol = Literal["first_episode", "paper", "meta_world"]

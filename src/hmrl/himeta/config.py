@@ -1,18 +1,17 @@
 """What can be set about each level. The reference values are in configs/protocols/paper.yaml.
 
-Each class is checked when it is built (see :mod:`hmrl.himeta.rules`), so that a wrong value is named before
+Each class is checked when it is built (see :mod:`hmrl.system.rules`), so that a wrong value is named before
 anything is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from hmrl.himeta.formulas import Categorical, GoalStrategy
 from hmrl.himeta.normalizer import RewardScale
-from hmrl.himeta.rules import (
+from hmrl.system.rules import (
     Above0To1,
     Bounds,
     Checked,
@@ -36,12 +35,6 @@ ContextReward = Literal["log", "plain"]
 Advantage = Literal["family", "batch", "none"]
 Latents = Literal["acted", "renewed"]
 CriticInput = Literal["belief", "task"]
-C = TypeVar("C")
-
-
-def as_config(cls: type[C], value: C | Mapping[str, Any]) -> C:
-    """``value`` itself, or built from the plain mapping that a checkpoint holds."""
-    return cls(**value) if isinstance(value, Mapping) else value
 
 
 @dataclass

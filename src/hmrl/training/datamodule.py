@@ -16,7 +16,6 @@ from hmrl.envs.wrappers.perturb import Perturbation, PerturbedEnvs, sensors_of
 from hmrl.envs.wrappers.shown import HiddenGoals, ShownFamilies
 from hmrl.evaluation.evaluator import Evaluated, Evaluator
 from hmrl.evaluation.protocols import EvaluationConfig, MetaWorldConfig, default_modes
-from hmrl.himeta.config import as_config
 from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.rollouts.collector import Collector
 from hmrl.rollouts.replay import TrajectoryReplay, check_capacity, deal
@@ -24,6 +23,7 @@ from hmrl.rollouts.stream import Batch, RolloutStream
 from hmrl.system.distributed import gather, rank_and_world_size, share_of
 from hmrl.system.errors import UserError
 from hmrl.system.memory import keep_heaps_small
+from hmrl.system.rules import as_config
 from hmrl.training.curriculum import CurriculumConfig, Schedule
 from hmrl.types import Acting, Split, TaskEnvs
 

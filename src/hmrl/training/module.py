@@ -19,7 +19,6 @@ from hmrl.himeta.config import (
     MacroVAEConfig,
     PPOConfig,
     TaskEncoderConfig,
-    as_config,
 )
 from hmrl.himeta.diagnostics import Movement, average, beliefs_of, rollout_metrics
 from hmrl.himeta.formulas import agreement
@@ -39,6 +38,7 @@ from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.rollouts.stream import Batch
 from hmrl.system.distributed import exceeds, gather, rank_and_world_size, share_of, sum_over_ranks
 from hmrl.system.errors import SharedError
+from hmrl.system.rules import as_config
 from hmrl.training.compatibility import check_deviations, check_levels, check_network, check_rollout
 from hmrl.types import Acting, Metrics, Rollout, Trajectories
 

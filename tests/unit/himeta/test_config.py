@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from hmrl.evaluation.protocols import EvaluationConfig
-from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig, as_config
+from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.system.errors import UserError
+from hmrl.system.rules import as_config
 from hmrl.types import Acting
 from support.paths import CONFIGS
 

@@ -13,9 +13,8 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 
-from hmrl.himeta.config import as_config
-from hmrl.himeta.rules import From0To1, NotNegative, Rule, check
 from hmrl.system.errors import UserError
+from hmrl.system.rules import From0To1, NotNegative, Rule, as_config, check
 from hmrl.types import EnvStep, FloatArray, TaskEnvs
 
 Kind = Literal["linear", "random_walk", "jump"]

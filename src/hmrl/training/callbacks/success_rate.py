@@ -18,11 +18,11 @@ from hmrl.envs.benchmarks import same_goals
 from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.evaluation.metaworld_protocol import Trials
 from hmrl.evaluation.metrics import FamilyOutcomes, Score
-from hmrl.himeta.config import as_config
 from hmrl.results.file import SCHEMA, check_replaceable, digest, episode_columns, results_path
 from hmrl.system.distributed import gather, together
 from hmrl.system.paths import local_path
 from hmrl.system.provenance import provenance
+from hmrl.system.rules import as_config
 from hmrl.training.callbacks.common import data_of, log, say
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.module import HierarchicalMetaRL

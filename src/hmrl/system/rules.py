@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from math import inf
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from hmrl.system.errors import UserError
+
+C = TypeVar("C")
 
 
 class Rule(NamedTuple):
@@ -79,3 +81,8 @@ class Checked:
 
     def __post_init__(self) -> None:
         check(self, self.KEY)
+
+
+def as_config(cls: type[C], value: C | Mapping[str, Any]) -> C:
+    """``value`` itself, or built from the plain mapping that a checkpoint holds."""
+    return cls(**value) if isinstance(value, Mapping) else value
