@@ -36,7 +36,7 @@ SMALL = [
     "--data.replay_trajectories=1000",
     "--latent_analysis.every_n_evaluations=1000",
 ]
-GRID = [*COMMAND, "gridworld", *SMALL, "--trainer.check_val_every_n_epoch", "1"]
+GRID = [*COMMAND, "worlds/gridworld", *SMALL, "--trainer.check_val_every_n_epoch", "1"]
 WORLDS = {"grid": (GRID, 4.0), "ml10": ([*COMMAND, "smoke"], 40.0)}
 
 

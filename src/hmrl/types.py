@@ -52,7 +52,7 @@ class Carry:
     """What an agent remembers between two decisions.
 
     Args:
-        hidden: recurrent states (GRU one, LSTM two), each ``[1, B, H]``; empty without memory.
+        hidden: recurrent states (minGRU and GRU one, LSTM two), each ``[1, B, H]``; empty without memory.
         observation: s_{t-1}, zeros before the first decision. ``[B, S]``
         action: a_{t-1}. ``[B, A]``
         macro_action: z_{t-1}, which may be held. ``[B, A or 0]``

@@ -1,4 +1,4 @@
-"""What can be set about each level. The reference values are in configs/protocols/paper.yaml.
+"""What can be set about each level. The authors' values are in configs/protocols/paper.yaml.
 
 Each class is checked when it is built (see :mod:`hmrl.system.rules`), so that a wrong value is named before
 anything is run.

@@ -141,7 +141,7 @@ class TaskEncoder(nn.Module):
             self.reward_decoder = mlp(seen, reward_decoder_hidden, 1, nn.Tanh)
 
     def initial_hidden(self, batch_size: int, device: torch.device) -> tuple[Tensor, ...]:
-        """Zero recurrent states, one ``[1, B, H]`` for a GRU and two for an LSTM."""
+        """Zero recurrent states, one ``[1, B, H]`` for a (min)GRU and two for an LSTM."""
         return tuple(torch.zeros(1, batch_size, self.hidden, device=device) for _ in range(self.num_states))
 
     def forward(
