@@ -21,7 +21,6 @@ import hmrl.rollouts.collector
 import hmrl.training.datamodule
 from hmrl.envs import Backend
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM
-from hmrl.envs.wrappers.shown import HiddenGoals
 from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.types import Acting
@@ -82,8 +81,7 @@ def goals_met(
     def collect(envs: Any, policy: Any, *, episode: int, split: str, mode: str, **options: Any) -> Any:
         Simulator.asked.clear()
         envs.reset(episode)
-        simulators = envs._envs if isinstance(envs, HiddenGoals) else envs
-        pools = getattr(simulators, "_pools", [])
+        pools = getattr(envs, "_pools", [])
         goals = [(pool.task, seed, pool.resets) for pool in pools for seed in pool.seeds]
         met[split, f"{module.stage} {mode}", episode] = goals or Simulator.asked[:]
         return NoRollout()
@@ -107,7 +105,10 @@ def goals_met(
         modes={"sampled": Acting()},
     )
     module = SimpleNamespace(
-        policy=SimpleNamespace(is_random=lambda acting: True), acting=Acting(), stage="train"
+        policy=SimpleNamespace(is_random=lambda acting: True),
+        acting=Acting(),
+        stage="train",
+        critic_is_told=False,
     )
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
     monkeypatch.setattr(data.replay, "append", lambda _: None)

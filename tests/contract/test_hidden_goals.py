@@ -14,7 +14,9 @@ from hmrl.envs.wrappers.shown import HiddenGoals
 pytestmark = pytest.mark.simulator
 
 
-@pytest.mark.parametrize(("backend", "world"), [("envpool", "ML10"), ("gridworld", "GridWorld")])
+@pytest.mark.parametrize(
+    ("backend", "world"), [("envpool", "ML10"), ("metaworld", "ML10"), ("gridworld", "GridWorld")]
+)
 def test_what_is_seen_is_the_same_as_where_the_simulator_hides_the_goal(backend: Backend, world: str) -> None:
     bench = benchmark(world)  # type: ignore[arg-type]
     goals, indices = Goals("train", 1, None, 0), list(bench.world.goal_indices)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hmrl import (
     Benchmark,
@@ -63,6 +65,63 @@ def points(cls: type[MetaWorldDataModule] = PointsData, **changes: Any) -> MetaW
     few = EvaluationConfig(goals_per_family=2, envs_per_family=1, backend="own")
     options = {"backend": "own", "horizon": HORIZON, "envs_per_family": 4, "validation": few, "test": few}
     return cls(**(options | changes))
+
+
+class Shown(Points):
+    """They hand out the array that they go on with, and show their side in it if they may."""
+
+    def __init__(self, families: Sequence[str], horizon: int, visible: bool) -> None:
+        super().__init__(families, horizon)
+        self.visible = visible
+
+    def reset(self, episode: int) -> Any:
+        self._all = np.concatenate([super().reset(episode), self._side[:, None]], axis=1)
+        return self._all if self.visible else self._all * [1, 1, 1, 1, 0]
+
+    def step(self, action: Any) -> EnvStep:
+        self._side = self._all[:, 4]
+        taken = super().step(action)
+        self._all[:, :4] = taken.observation
+        return taken._replace(observation=self._all if self.visible else self._all * [1, 1, 1, 1, 0])
+
+
+@pytest.mark.parametrize("indices", [(), (4,)], ids=["a goal nobody declared", "declared"])
+@pytest.mark.parametrize("critic_input", ["belief", "task"])
+def test_goals_are_hidden_in_training_whatever_the_critic_is_told(
+    indices: tuple[int, ...], critic_input: str, tmp_path: Path
+) -> None:
+    """And hiding them leaves the world as it is, which hands out the array that holds them."""
+
+    class ShownData(PointsData):
+        def describe(self, *arguments: Any) -> Benchmark:
+            world = World(5, 2, ego_indices=(0, 1), goal_indices=indices, horizon=HORIZON)
+            return Benchmark("Shown", train=("left", "right"), test=("right",), world=world)
+
+        def make_envs(
+            self,
+            backend: Any,
+            goals: Any,
+            envs_per_family: int,
+            *,
+            goal_visible: bool = False,
+            **options: Any,
+        ) -> Points:
+            names = options.get("families") or self.benchmark.families(goals.split)
+            return Shown([name for name in names for _ in range(envs_per_family)], self.horizon, goal_visible)
+
+    data = points(ShownData)
+    networks = tiny_networks()
+    networks["actor_critic"] = replace(networks["actor_critic"], critic_input=critic_input)
+    sizes = data.families, data.observation_dim, data.action_dim, data.ego_indices
+    model = HierarchicalMetaRL(*sizes, goal_dim=data.goal_dim, **networks)
+    options = {"accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": 2}
+    make_trainer(tmp_path, 2 * 4 * HORIZON, **options).fit(model, data)
+    replayed = data.replay.sample(100)
+    assert (replayed.observation[..., 4] == 0).all()
+    side = 2.0 * replayed.family - 1
+    told = side[:, None] if indices and critic_input == "task" else side[:, None][:, :0]
+    assert torch.equal(replayed.hidden_goal, told)
+    assert torch.allclose(replayed.reward[0], 2 * side * 0.15 * replayed.action[0, :, 0].clamp(-1, 1))
 
 
 def test_a_world_of_ones_own_trains_and_is_tested(tmp_path: Path) -> None:

@@ -66,10 +66,13 @@ NOISY = {
 }
 
 
+TOLD = {"actor_critic": replace(tiny_networks()["actor_critic"], critic_input="task"), "goal_dim": 3}
+
+
 @pytest.mark.parametrize(
     "networks",
-    [{}, NOISY, {"task_encoder": None, "macro_vae": None}],
-    ids=["three-levels", "lstm-gumbel-dropout", "flat"],
+    [{}, NOISY, {"task_encoder": None, "macro_vae": None}, TOLD],
+    ids=["three-levels", "lstm-gumbel-dropout", "flat", "told-critic"],
 )
 def test_a_resumed_run_is_the_straight_one_in_the_toy_world(tmp_path: Path, networks: dict[str, Any]) -> None:
     def data() -> Any:

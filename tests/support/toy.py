@@ -86,6 +86,8 @@ class ToyEnvs(EnvBatch):
         observation = np.zeros((len(self.families), OBSERVATION_DIM))
         observation[:, 0:4], observation[:, 18:22] = self._position, self._before
         observation[:, 4:8] = np.sin(5 * self._position)
+        if self.goal_visible:
+            observation[:, 36:39] = self._goal[:, :3]
         return observation
 
 
@@ -129,6 +131,7 @@ class ToyDataModule(MetaWorldDataModule):
             [slot for _, slot in each],
             envs_per_family,
             self.horizon,
+            goal_visible,
             record=self.episodes,
             training=training,
             on_step=self.on_training_step if training else None,

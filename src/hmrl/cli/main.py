@@ -199,6 +199,11 @@ class HmrlCLI(LightningCLI):
     def before_validate(self) -> None:
         """Refuse what could not be built, before any process is launched."""
         data = self.datamodule
+        if self.subcommand == "validate" and self.trainer.limit_val_batches != 1.0:
+            raise UserError(
+                f"trainer.limit_val_batches is {self.trainer.limit_val_batches}, but an evaluation must be "
+                "whole: set data.validation instead"
+            )
         data.check(self.subcommand, self.trainer.world_size)
         config = data.test if self.subcommand == "test" else data.validation
         if self._saved:

@@ -41,7 +41,7 @@ class RunningMoments(nn.Module):
         if group is None:
             group = torch.zeros(len(x), dtype=torch.long, device=x.device)
         groups = len(self.count)
-        counted = torch.cat([torch.ones_like(x[:, :1]), x], dim=1)
+        counted = torch.cat([x.new_ones(len(x), 1), x], dim=1)
         sums = sum_over_ranks(sums_by_group(counted, group, groups))
         count, total = sums[:, 0], sums[:, 1:]
         n = count.clamp(min=1).unsqueeze(1)

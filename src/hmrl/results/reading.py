@@ -208,10 +208,12 @@ def read_metrics(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} has no column step: is it the log of hmrl fit?")
     # A run that is still writing, or was killed, may have cut the last row.
     table = pd.DataFrame([row for row in body if len(row) == len(header)], columns=header)
-    try:
-        table = table.replace("", "nan").astype(float).set_index("step").replace([np.inf, -np.inf], np.nan)
-    except ValueError as error:
-        raise UserError(f"{path} holds what is no number: {error}") from error
+    for name in header:
+        try:
+            table[name] = table[name].replace("", "nan").astype(float)
+        except ValueError as error:
+            raise UserError(f"column {name} of {path} holds what is no number: {error}") from error
+    table = table.set_index("step").replace([np.inf, -np.inf], np.nan)
     if any((np.diff(column.dropna().index) <= 0).any() for _, column in table.items()):
         raise UserError(f"environment steps go backwards or stand still in {path}: it must hold one run")
     return table.dropna(axis=1, how="all").dropna(how="all").reset_index()
@@ -317,7 +319,8 @@ def _read_tables(folder: Path, mode: str) -> _Tables:
         text = dict.fromkeys(("method", "revision", "training_revision", "conditions"), str)
         if not (folder / name).is_file():
             return pd.DataFrame(columns=columns).astype({"seed": int})
-        found = pd.read_csv(folder / name, dtype=text)
+        # A method may be called None.
+        found = pd.read_csv(folder / name, dtype=text, keep_default_na=False, na_values=[""])
         if missing := [column for column in columns if column not in found]:
             raise ValueError(f"{name} lacks {', '.join(missing)}")
         return found

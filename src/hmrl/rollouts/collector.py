@@ -22,14 +22,14 @@ class Collector:
 
     Args:
         build: makes this rank's environments of the families that it is given, as agents see them, and what
-            hides their goals.
+            hides their goals, if the critic is told these.
         replay: where each rollout goes.
         families: all training families; rollouts index them.
         seed, stream: of acting.
         episodes: of a trial.
     """
 
-    build: Callable[[Sequence[str]], tuple[TaskEnvs, HiddenGoals]]
+    build: Callable[[Sequence[str]], tuple[TaskEnvs, HiddenGoals | None]]
     replay: TrajectoryReplay
     families: Sequence[str]
     _: KW_ONLY
@@ -66,7 +66,8 @@ class Collector:
                     mode="training",
                     episodes=self.episodes,
                 )
-            rollout.hidden_goal = torch.from_numpy(self._goals.goal)
+            if self._goals:
+                rollout.hidden_goal = torch.from_numpy(self._goals.goal)
             self.replay.append(rollout)
         return Batch(rollout, self.replay)
 

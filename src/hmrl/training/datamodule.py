@@ -35,9 +35,10 @@ _WORLD = ("goals_per_family", "goals_shown", "families_shown", "horizon", "episo
 
 
 class Learner(Protocol):
-    """Of the module that is trained: who acts, how in training, and how far training has come."""
+    """The module that is trained: who acts and how, how far it has come, and what its critic knows."""
 
     policy: HierarchicalPolicy
+    critic_is_told: bool
     acting: Acting
     iteration: Tensor
     env_steps: Tensor
@@ -271,13 +272,18 @@ class MetaWorldDataModule(pl.LightningDataModule):
             envs = PerturbedEnvs(envs, perturbation, self.sensors, key, first_slot, envs_per_family, age)
         return ShownFamilies(envs, self.families) if self.shown_to(agent)["family_visible"] else envs
 
-    def _training_envs(self, families: Sequence[str]) -> tuple[TaskEnvs, HiddenGoals]:
-        """Of ``families``, as many as of all of them; as the agent sees them, and what hides their goals."""
+    def _training_envs(self, families: Sequence[str]) -> tuple[TaskEnvs, HiddenGoals | None]:
+        """Of ``families``, as many as of all of them, as the agent sees them.
+
+        For a critic that is told goals they show them, and what hides them from the agent is returned, too.
+        """
         goals = Goals("train", self.seed, self.goals_per_family, _TRAIN, self.episodes_per_trial)
         each = len(self.families) * self.envs_per_family // len(families)
-        envs = self.make_envs(self.backend, goals, each, goal_visible=True, families=families)
-        hidden = HiddenGoals(envs, self.benchmark.world.goal_indices, self.goals_shown)
-        return self._as_seen(hidden, "train", each, self.perturbation, _TRAIN, "policy", None), hidden
+        told, indices = self.module.critic_is_told, self.benchmark.world.goal_indices
+        visible = self.goals_shown or (told and bool(indices))
+        envs = self.make_envs(self.backend, goals, each, goal_visible=visible, families=families)
+        hidden = HiddenGoals(envs, indices, self.goals_shown) if told else None
+        return self._as_seen(hidden or envs, "train", each, self.perturbation, _TRAIN, "policy", None), hidden
 
     # --- streams ---------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from hmrl.rollouts.collect import seeded
 from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.rollouts.stream import Batch
 from hmrl.system.distributed import exceeds, gather, rank_and_world_size, share_of, sum_over_ranks
-from hmrl.system.errors import SharedError
+from hmrl.system.errors import SharedError, UserError
 from hmrl.system.rules import as_config
 from hmrl.training.compatibility import check_deviations, check_levels, check_network, check_rollout
 from hmrl.types import Acting, Metrics, Rollout, Trajectories
@@ -110,6 +110,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         self.network_config = as_config(ActorCriticConfig, actor_critic)
         self.ppo = as_config(PPOConfig, ppo)
         self.acting = as_config(Acting, acting)
+        self.critic_is_told, self._goal_dim = self.network_config.critic_input == "task", goal_dim
         self.gradients: Gradients = gradients
         ppo_of = {"actor": self.ppo.actor_lr, "critic": self.ppo.critic_lr}
         self._settings = {
@@ -154,6 +155,10 @@ class HierarchicalMetaRL(pl.LightningModule):
         """
         rollout, replay = batch.rollout, batch.replay
         check_rollout(self.ppo, self.vae_config, self.gradients, self.acting, *rollout.reward.shape)
+        if self.critic_is_told and (width := rollout.hidden_goal.shape[1]) != self._goal_dim:
+            raise UserError(
+                f"goal_dim is {self._goal_dim}, but goals have {width} numbers: pass goal_dim=data.goal_dim"
+            )
         rank, world_size = rank_and_world_size()
         beliefs = beliefs_of(self.policy, rollout, self.acting)
         with seeded(self.seed, _STREAM, rank, int(self.iteration)):
@@ -357,7 +362,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         training = self._trainer is not None and self.trainer.state.fn == "fit"
         if not training and list(checkpoint["hyper_parameters"]["families"]) != list(self.families):
             learning = ["reward_scaler."]  # about training families, and only to learn from
-            if self.network_config.critic_input == "task":
+            if self.critic_is_told:
                 learning.append("policy.critic.")
             own = {k: v for k, v in self.state_dict().items() if k.startswith(tuple(learning))}
             checkpoint["state_dict"] |= own

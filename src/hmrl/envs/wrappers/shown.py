@@ -41,7 +41,8 @@ class HiddenGoals:
         self._envs.close()
 
     def _hidden(self, observation: FloatArray) -> FloatArray:
-        if not self._shown:
+        if self._indices and not self._shown:
+            observation = observation.copy()  # environments may hand out what they go on with
             observation[:, self._indices] = 0
         return observation
 
