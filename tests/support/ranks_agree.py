@@ -70,7 +70,8 @@ def of_its_own(envs: Any, agent: Any, *, episode: int, kl: tuple[float, ...], **
 def columns(rollout: Rollout, chosen: Tensor) -> Rollout:
     """The episodes that ``chosen`` ``[B]`` marks."""
     values = {k: v for k, v in vars(rollout).items() if isinstance(v, Tensor)}
-    picked = {k: v[chosen] if v.dim() == 1 else v[:, chosen] for k, v in values.items()}
+    of_trials = ("family", "hidden_goal", "final_success", "goal")
+    picked = {k: v[chosen] if k in of_trials else v[:, chosen] for k, v in values.items()}
     share = rollout.env_steps * int(chosen.sum()) // len(chosen)
     return replace(rollout, **picked, env_steps=share)
 
