@@ -35,6 +35,20 @@ class Mutation(NamedTuple):
 
 MUTATIONS = (
     Mutation(
+        "minGRU: its gradient does not go through time",
+        "himeta/formulas.py",
+        "later = of_state[t] * keep[t]",
+        "later = torch.zeros_like(start)",
+        ("unit/himeta/test_networks.py",),
+    ),
+    Mutation(
+        "goals that a critic is told are shown to the agent",
+        "envs/wrappers/shown.py",
+        "observation[:, self._indices] = 0",
+        "pass",
+        ("integration/test_own_world.py",),
+    ),
+    Mutation(
         "GAE: lambda left out",
         "himeta/formulas.py",
         "discounted_sums(delta.flip(0), gamma * lam)",

@@ -121,7 +121,7 @@ class RandomPolicy(RandomAgent):
 
 def _attached(data: MetaWorldDataModule) -> MetaWorldDataModule:
     """The data module as inside a trainer whose module acts at random."""
-    module = SimpleNamespace(policy=RandomPolicy(), acting=Acting(), iteration=0)
+    module = SimpleNamespace(policy=RandomPolicy(), acting=Acting(), iteration=0, critic_is_told=False)
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
     return data
 
