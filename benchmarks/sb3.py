@@ -23,7 +23,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-ENVS, HORIZON, FAMILIES = 20, 500, 10
+ENVS, HORIZON = 20, 500
 ITERATION = 50_000  # environment steps of a row: those of an iteration of hmrl's default
 
 

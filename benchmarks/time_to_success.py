@@ -10,9 +10,13 @@ run took them, evaluations included; with --rate, as on a machine of so many env
 from __future__ import annotations
 
 import argparse
+from math import inf, nan
 from pathlib import Path
 
 import pandas as pd
+
+from hmrl.results.reading import read_metrics
+from hmrl.results.statistics import steps_to_reach, trailing_mean
 
 WINDOW = 150_000  # environment steps
 LEVELS = (0.3, 0.4, 0.5)
@@ -20,18 +24,16 @@ LEVELS = (0.3, 0.4, 0.5)
 
 def reached(run: Path, rate: float | None) -> dict[str, float]:
     """Steps and minutes to each level; NaN where a run ends before."""
-    log = pd.read_csv(run / "metrics.csv").dropna(subset="rollout/success/mean")
-    log = log.sort_values("step").drop_duplicates("step", keep="last")
+    log = read_metrics(run / "metrics.csv").dropna(subset="rollout/success/mean")
+    steps, success = (log[name].to_numpy() for name in ("step", "rollout/success/mean"))
     taken = log["step"].diff().fillna(log["step"])
     minutes = (taken / (rate or log["time/env_steps_per_second"])).cumsum() / 60
-    rows = max(1, round(WINDOW / taken.median()))
-    success = log["rollout/success/mean"].rolling(rows).mean()
     found: dict[str, float] = {}
     for level in LEVELS:
-        at = success.index[success >= level]
-        found[f"steps to {level}"] = log["step"][at[0]] if len(at) else float("nan")
-        found[f"minutes to {level}"] = minutes[at[0]] if len(at) else float("nan")
-    return found | {"steps": log["step"].iloc[-1], "success at the end": success.iloc[-1]}
+        at = steps_to_reach(steps, success, level, WINDOW)
+        found[f"steps to {level}"] = at if at < inf else nan
+        found[f"minutes to {level}"] = minutes[log["step"] == at].max()
+    return found | {"steps": steps[-1], "success at the end": trailing_mean(steps, success, WINDOW)[-1]}
 
 
 def main() -> None:

@@ -235,13 +235,13 @@ class Trajectories(Tensors):
     hidden_goal: Tensor  # [N, G]
     episodes: int = 1  # of a trial, E
 
-    def select(self, chosen: Tensor) -> Trajectories:
-        """The trials that ``chosen`` ``[N]`` marks."""
-        names = ("observation", "action", "reward", "macro_action")
-        marked = {name: getattr(self, name)[:, chosen] for name in names}
-        return replace(self, **marked, family=self.family[chosen], hidden_goal=self.hidden_goal[chosen])
+    def select(self, chosen: Tensor) -> Self:
+        """The trials that ``chosen``, marks or indices, names."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "episodes"}
+        return replace(self, **{k: v[chosen] if k in OF_TRIALS else v[:, chosen] for k, v in values.items()})
 
 
+OF_TRIALS = ("family", "hidden_goal")  # without time steps
 TRAJECTORY_TENSORS = tuple(f.name for f in fields(Trajectories) if f.name != "episodes")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -389,13 +389,6 @@ class JointBatch(Trajectories):
     log_prob: Tensor  # [T, N], of acting
     advantage: Tensor  # [T, N]
     returns: Tensor  # [T, N]
-
-    def select(self, chosen: Tensor) -> JointBatch:
-        """The trials that ``chosen``, marks or indices, names."""
-        names = ("observation", "action", "reward", "macro_action", "log_prob", "advantage", "returns")
-        columns = {name: getattr(self, name)[:, chosen] for name in names}
-        trials = {name: getattr(self, name)[chosen] for name in ("family", "hidden_goal")}
-        return replace(self, **columns, **trials)
 
 
 def joint_batch(rollout: Rollout, targets: Mapping[str, Tensor]) -> JointBatch:

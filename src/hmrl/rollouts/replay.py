@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from hmrl.system.errors import UserError
-from hmrl.types import TRAJECTORY_TENSORS, Rollout, Trajectories
-
-_OF_TRIALS = ("family", "hidden_goal")  # without time steps
+from hmrl.types import OF_TRIALS, TRAJECTORY_TENSORS, Rollout, Trajectories
 
 
 class TrajectoryReplay:
@@ -126,7 +124,7 @@ def check_capacity(capacity: int, trials: int) -> None:
 
 def _swapped(name: str, values: Tensor) -> Tensor:
     """Trials before time steps, or the other way round."""
-    return values if name in _OF_TRIALS else values.transpose(0, 1)
+    return values if name in OF_TRIALS else values.transpose(0, 1)
 
 
 def _forget(rollout: Tensor, size: int) -> None:

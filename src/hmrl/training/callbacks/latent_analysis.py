@@ -12,11 +12,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from hmrl.analysis.figures import draw, save
 from hmrl.analysis.latents import Findings, analyse, first_trials, scalars
 from hmrl.evaluation.metaworld_protocol import Trials
+from hmrl.results.file import PRIMARY_MODE
 from hmrl.system.distributed import gather, share_of
 from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
 from hmrl.training.callbacks.common import data_of, log
-from hmrl.training.callbacks.success_rate import PRIMARY_MODE
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Rollout
 

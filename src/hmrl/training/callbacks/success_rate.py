@@ -18,7 +18,7 @@ from hmrl.envs.benchmarks import same_goals
 from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.evaluation.metaworld_protocol import Trials
 from hmrl.evaluation.metrics import FamilyOutcomes, Score
-from hmrl.results.file import SCHEMA, check_replaceable, digest, episode_columns, results_path
+from hmrl.results.file import PRIMARY_MODE, SCHEMA, check_replaceable, digest, episode_columns, results_path
 from hmrl.system.distributed import gather, together
 from hmrl.system.paths import local_path
 from hmrl.system.provenance import provenance
@@ -28,7 +28,6 @@ from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Outcomes, Rollout
 
-PRIMARY_MODE = "sampled"  # its metrics carry no suffix
 Scores = dict[str, dict[str, dict[str, Score]]]  # split -> mode -> family -> score
 _LOGGED = {"success": "success", "final_success": "final_success", "return": "episode_return"}
 
