@@ -70,6 +70,8 @@ class HmrlCLI(LightningCLI):
         """Callbacks, run directory, one seed, and the dimensions that data decides."""
         parser.add_argument("--run_dir", type=str, default="runs/ml10", help="Logs, checkpoints and results.")
         parser.add_argument("--overwrite", type=bool, default=False, help="Write over what is in run_dir.")
+        help_ = "Begin a new run from the networks and normaliser of this checkpoint (fine-tuning)."
+        parser.add_argument("--init_from", type=str | None, default=None, help=help_)
         parser.add_argument("--wandb", type=WandbConfig | None, default=None, help="Log to Weights & Biases.")
         parser.add_lightning_class_args(EnvStepBudget, "budget")
         parser.add_lightning_class_args(SuccessRate, "evaluation")
@@ -126,11 +128,32 @@ class HmrlCLI(LightningCLI):
             path = run_directory.find_checkpoint(run_dir, path)
         config["ckpt_path"] = str(path) if path else None
         self._saved = checkpoint.load(path) if path else None
+        if command == "fit":
+            config["init_from"] = self._origin(config["init_from"], run_dir)
         if self._saved and command != "fit":
             hparams = self._saved["hyper_parameters"]
             check_settings(hparams)
             model = {k: v for k, v in hparams.items() if k not in (*_FROM_DATA, "seed")}
             self.config = self.parser.parse_object({command: {"model": model}}, self.config)
+
+    def _origin(self, given: str | None, run_dir: str) -> str | None:
+        """The checkpoint that a run begins from; one that goes on keeps its own."""
+        origin = None if given is None else str(local_path(given, "init_from", folder=False))
+        if not self._saved:
+            if run_directory.continues(run_dir, origin):
+                raise UserError(
+                    f"init_from is {origin}, which the run in {run_dir} has written: continue it with "
+                    "--ckpt_path last, or choose another --run_dir"
+                )
+            return origin
+        began: str | None = (self._saved.get("init_from") or {}).get("path")
+        if origin not in (None, began):
+            from_ = f"from {began}" if began else "from no other run's weights"
+            raise UserError(
+                f"init_from is {origin}, but the run that goes on began {from_}: leave init_from out, or "
+                "choose another --run_dir"
+            )
+        return began
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
         fitting, run_dir = self.subcommand == "fit", self._get(self.config, "run_dir")
@@ -183,6 +206,10 @@ class HmrlCLI(LightningCLI):
                 )
             if saved != seed and is_first_process():
                 print(f"training goes on with seed {seed}; until here it had seed {saved}")
+        else:
+            if origin := self._get(self.config, "init_from"):
+                model.init_from(origin)
+            model.check_frozen_have_learnt()
         if best["save_top_k"] not in (0, 1):  # several under one name: it would hold the last of them
             raise UserError(f"best_checkpoint.save_top_k is {best['save_top_k']}: use 1, or 0 for none")
         names = SuccessRate.metric_names(data.benchmark, data.modes)

@@ -14,6 +14,9 @@ Schema 1, JSON, one file a run and protocol:
   world has gone through, if it changes over training.
 - ``git``: ``revision`` and whether source or configurations were ``modified``, of what evaluated;
   ``training_git``: of what trained, null if the checkpoint does not say. Null outside a checkout.
+- ``init_from``: null, or of a fine-tuned agent the weights that training began from: their ``path`` and
+  SHA-256 (``weights``), ``env_steps``, ``seed``, ``families`` and ``git`` of their training, and their own
+  ``init_from``.
 - ``packages`` (versions), ``python``, ``platform``; ``started`` (UTC, ISO 8601) and ``wall_time_s``.
 - ``model``, ``data``: the complete configuration.
 - ``scores``: split -> mode -> family or "mean" -> ``episodes`` (equal ones count once), ``success`` (any
@@ -21,7 +24,8 @@ Schema 1, JSON, one file a run and protocol:
   where there is one goal a family and nothing is drawn), ``final_success`` (last step), ``episode_return``.
   Under meta_world they are those of the last adaptation episode.
 - ``differs_from_training``: in words, how each mode acts that acts otherwise than in training, and, under
-  "train families", which of these the agent was not trained on.
+  "train families", which of these the agent was not trained on, and, under "test families", which of these
+  it was trained on before fine-tuning.
 - ``episodes``: split -> mode -> family -> columns of equal length, an entry an episode: ``goal``, ``number``
   (of the episode on its goal), ``success``, ``final_success`` (0 or 1), ``return``, ``length`` (simulator
   steps), and under meta_world ``phase``, "adaptation" or "evaluation", within which ``number`` counts.
@@ -40,7 +44,7 @@ from typing import TYPE_CHECKING, Any
 from hmrl.system.errors import UserError
 
 if TYPE_CHECKING:  # a report reads this schema without PyTorch
-    from torch import nn
+    from torch import Tensor
 
     from hmrl.types import Outcomes
 
@@ -53,10 +57,10 @@ def results_path(results_dir: str | Path, protocol: str) -> Path:
     return Path(results_dir) / f"test-{protocol}.json"
 
 
-def digest(module: nn.Module) -> str:
-    """Of parameters and buffers, bit by bit: the same for a checkpoint and its weights-only export."""
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Of a module's ``state_dict``, bit by bit: the same for a checkpoint and its weights-only export."""
     found = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         found.update(name.encode() + value.cpu().numpy().tobytes())
     return found.hexdigest()
 

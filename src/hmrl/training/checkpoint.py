@@ -20,7 +20,7 @@ FORMAT = 2
 # What the twin keeps: networks, normaliser and configuration. No optimizers, no replay.
 _EXPORTED = (
     *("state_dict", "hyper_parameters", "datamodule_hyper_parameters", "pytorch-lightning_version"),
-    *("epoch", "global_step", "git", "format"),
+    *("epoch", "global_step", "git", "format", "init_from"),
 )
 
 
@@ -84,19 +84,21 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def load(path: str | Path, *, lazily: bool = False) -> dict[str, Any]:
+def load(path: str | Path, *, lazily: bool = False, key: str = "ckpt_path") -> dict[str, Any]:
     """A checkpoint or export on the CPU; tensors and plain values only, so loading runs no code.
 
     Args:
         path: the file.
         lazily: read tensors when they are used, while the file is as it is.
+        key: the setting that names the file.
 
     Raises:
         UserError: if there is no such file, or it is no checkpoint of this package.
     """
-    path = local_path(path, "ckpt_path", folder=False)
+    path = local_path(path, key, folder=False)
     if not path.is_file():
-        raise UserError(f"there is no checkpoint at {path}: ckpt_path must be a .ckpt file, last or best")
+        names = ", last or best" if key == "ckpt_path" else ""
+        raise UserError(f"there is no checkpoint at {path}: {key} must be a .ckpt file{names}")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError as error:

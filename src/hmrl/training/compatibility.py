@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
@@ -22,6 +22,7 @@ _NETWORK: dict[str, tuple[str, ...]] = {
     "macro_vae": ("encoder_hidden", "decoder_hidden"),
     "actor_critic": ("actor_hidden", "critic_hidden", "critic_input", "state_dependent_std"),
 }
+PARTS = ("task_encoder", "macro_vae", "actor", "critic")  # what has an optimizer of its own
 _LEVELS: dict[str, type[Any]] = {
     "task_encoder": TaskEncoderConfig,
     "macro_vae": MacroVAEConfig,
@@ -94,6 +95,17 @@ def check_levels(
             raise UserError(f"model.{key} is {getattr(levels[level], name)}, but {why}")
 
 
+def check_frozen(frozen: Iterable[str], absent: Container[str]) -> None:
+    """Refuse to freeze what there is not, or all there is."""
+    for name in frozen:
+        if name not in PARTS:
+            raise UserError(f"model.frozen names {name!r}, but it must be some of {', '.join(PARTS)}")
+        if name in absent:
+            raise UserError(f"model.frozen names {name}, but model.{name} is null: leave it out there")
+    if all(name in frozen or name in absent for name in PARTS):
+        raise UserError(f"model.frozen is {list(frozen)}, so that nothing would learn: leave out a level")
+
+
 def check_rollout(
     ppo: PPOConfig,
     vae: MacroVAEConfig | None,
@@ -142,15 +154,19 @@ def check_network(checkpoint: Mapping[str, Any], model: pl.LightningModule, *, t
         )
     check_settings(checkpoint["hyper_parameters"])
     check_deviations(checkpoint, (), training=training)
+    there, here = (list(x.get("frozen", ())) for x in (checkpoint["hyper_parameters"], model.hparams))
+    if training and there != here:
+        raise UserError(
+            f"model.frozen is {there} there and {here} here, but optimizers go on with the levels that they "
+            "were made for: use the same, or begin another run from these weights with --init_from"
+        )
     found = network_differences(checkpoint["hyper_parameters"], model.hparams)
     if not training:
         found.pop("model.families", None)
     if not found:
-        there, here = (
-            {k: v.shape for k, v in x.items()} for x in (checkpoint["state_dict"], model.state_dict())
-        )
-        odd = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
-        found = {k: f"{k} has shape {there.get(k)} there and {here.get(k)} here" for k in odd[:3]}
+        a, b = ({k: v.shape for k, v in x.items()} for x in (checkpoint["state_dict"], model.state_dict()))
+        odd = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+        found = {k: f"{k} has shape {a.get(k)} there and {b.get(k)} here" for k in odd[:3]}
     if found:
         raise UserError(
             f"the checkpoint is of another network: {'; '.join(found.values())}; "

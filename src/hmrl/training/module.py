@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -33,13 +34,24 @@ from hmrl.himeta.losses import (
 )
 from hmrl.himeta.normalizer import RewardScaler
 from hmrl.himeta.policy import build_policy
+from hmrl.results.file import digest
 from hmrl.rollouts.collect import seeded
 from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.rollouts.stream import Batch
 from hmrl.system.distributed import exceeds, gather, rank_and_world_size, share_of, sum_over_ranks
 from hmrl.system.errors import SharedError, UserError
 from hmrl.system.rules import as_config
-from hmrl.training.compatibility import check_deviations, check_levels, check_network, check_rollout
+from hmrl.system.terminal import is_first_process
+from hmrl.training.checkpoint import env_steps_of, load
+from hmrl.training.compatibility import (
+    PARTS,
+    check_deviations,
+    check_frozen,
+    check_levels,
+    check_network,
+    check_rollout,
+    check_settings,
+)
 from hmrl.types import Acting, Metrics, Rollout, Trajectories
 
 _UPPER_WEIGHT_DECAY = 0.01  # of task encoder and macro-VAE
@@ -70,6 +82,9 @@ class HierarchicalMetaRL(pl.LightningModule):
         gradients: "isolated": no gradient crosses a level, each has its own updates (HiMeta); "joint": one
             loss, the sum of all, on the fresh rollout, with gradients through the levels
             (:mod:`hmrl.himeta.losses`). An ablation, and how recurrent PPO is trained.
+        frozen: which of task_encoder, macro_vae, actor and critic keep the weights that they begin with
+            (:meth:`init_from`). With any of them the normaliser keeps its moments, too: they are part of what
+            the levels compute.
         task_encoder, macro_vae: high and intermediate level; None leaves one out.
         actor_critic: low level's networks.
         ppo: low level's learning.
@@ -89,6 +104,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         decision_interval: int = 2,
         macro_interval: int = 1,
         gradients: Gradients = "isolated",
+        frozen: Sequence[str] = (),
         task_encoder: TaskEncoderConfig | None = TaskEncoderConfig(),  # noqa: B008
         macro_vae: MacroVAEConfig | None = MacroVAEConfig(),  # noqa: B008
         actor_critic: ActorCriticConfig = ActorCriticConfig(),  # noqa: B008
@@ -105,6 +121,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         self.training_git: dict[str, Any] | None = None  # the source that trained it
         self.training_hparams: Mapping[str, Any] | None = None  # its own
         self._loaded: Mapping[str, Any] | None = None  # what check_deviations must know of it
+        self.initial: dict[str, Any] | None = None  # of fine-tuning: the results file's entry init_from
         self.encoder_config = as_config(TaskEncoderConfig, task_encoder) if task_encoder else None
         self.vae_config = as_config(MacroVAEConfig, macro_vae) if macro_vae else None
         self.network_config = as_config(ActorCriticConfig, actor_critic)
@@ -120,6 +137,10 @@ class HierarchicalMetaRL(pl.LightningModule):
             if config:
                 self._settings[level] = Descent(config.lr, _UPPER_WEIGHT_DECAY, config.max_grad_norm)
         check_levels(gradients, self.encoder_config, self.vae_config, self.ppo, self.acting)
+        check_frozen(frozen, {"task_encoder", "macro_vae"} - self._settings.keys())
+        self.frozen = tuple(level for level in PARTS if level in frozen)
+        for level in self.frozen:
+            del self._settings[level]
         configs: dict[str, Any] = {
             "task_encoder": self.encoder_config,
             "macro_vae": self.vae_config,
@@ -129,6 +150,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         }
         arguments |= {name: asdict(config) if config else None for name, config in configs.items()}
         arguments |= {"families": list(families), "ego_indices": list(ego_indices)}
+        arguments |= {"frozen": list(self.frozen)}
         self.save_hyperparameters(arguments, logger=False)  # plain values: a checkpoint loads without code
         self.policy = build_policy(
             self.encoder_config,
@@ -142,6 +164,8 @@ class HierarchicalMetaRL(pl.LightningModule):
             families=len(self.families),
             goal_dim=goal_dim,
         )
+        for level in self.frozen:
+            self.policy.get_submodule(level).requires_grad_(False)
         self.reward_scaler = RewardScaler(self.ppo.reward_scale, self.ppo.gamma, len(self.families))
         self.register_buffer("env_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
@@ -170,7 +194,8 @@ class HierarchicalMetaRL(pl.LightningModule):
                 metrics = self._update_task_encoder(replay, rollout)
                 metrics |= self._update_macro_vae(replay, rollout)
                 metrics |= self._update_actor_critic(rollout)
-            self.policy.observe(rollout.observation, rollout.reward, rollout.hidden_goal)
+            if not self.frozen:
+                self.policy.observe(rollout.observation, rollout.reward, rollout.hidden_goal)
         self.iteration += 1
         self.env_steps += rollout.env_steps * world_size
         self._log(metrics | rollout_metrics(rollout, beliefs))
@@ -178,7 +203,7 @@ class HierarchicalMetaRL(pl.LightningModule):
     def _update_task_encoder(self, replay: TrajectoryReplay, rollout: Rollout) -> Metrics:
         """High level: the belief y, on replayed episodes, from their values and rewards."""
         config, log = self.encoder_config, list[Metrics]()
-        if config is None:
+        if config is None or "task_encoder" in self.frozen:
             return {}
         moved = Movement(self.policy, rollout)
         for episodes in self._replayed(replay, config, moved):
@@ -191,7 +216,7 @@ class HierarchicalMetaRL(pl.LightningModule):
     def _update_macro_vae(self, replay: TrajectoryReplay, rollout: Rollout) -> Metrics:
         """Intermediate level: the macro-action z, on replayed episodes, by imputation."""
         config, log = self.vae_config, list[Metrics]()
-        if config is None:
+        if config is None or "macro_vae" in self.frozen:
             return {}
         moved = Movement(self.policy, rollout, beliefs_stay=True)
         for episodes in self._replayed(replay, config, moved):
@@ -207,13 +232,16 @@ class HierarchicalMetaRL(pl.LightningModule):
         samples = {k: v.flatten(0, 1) for k, v in targets.items()}
         for epoch, index in self._minibatches(len(samples["action"]), log):
             batch = {k: v[index] for k, v in samples.items()}
-            with self._learning("actor"):
-                loss, of_actor = actor_loss(policy, batch, ppo)
-                of_actor |= self._descend(loss, "actor")
-            with self._learning("critic"):
-                loss, of_critic = critic_loss(policy, batch)
-                of_critic |= self._descend(loss, "critic")
-            log.append(of_actor | of_critic | {"ppo/epochs": self._number(epoch)})
+            seen: Metrics = {"ppo/epochs": self._number(epoch)}
+            if "actor" not in self.frozen:
+                with self._learning("actor"):
+                    loss, of_actor = actor_loss(policy, batch, ppo)
+                    seen |= of_actor | self._descend(loss, "actor")
+            if "critic" not in self.frozen:
+                with self._learning("critic"):
+                    loss, of_critic = critic_loss(policy, batch)
+                    seen |= of_critic | self._descend(loss, "critic")
+            log.append(seen)
         return average(log) | metrics
 
     def _update_jointly(self, rollout: Rollout) -> Metrics:
@@ -257,13 +285,14 @@ class HierarchicalMetaRL(pl.LightningModule):
         Yields:
             The number of the pass, from 1, and the minibatch's indices.
         """
+        limit, learns = self.ppo.target_kl, "actor" not in self.frozen
         for epoch in range(1, self.ppo.epochs + 1):
             log.clear()
             for index in torch.randperm(count).to(self.device).tensor_split(self.ppo.minibatches):
                 yield epoch, index
-                self.policy.actor.project()
-            limit = self.ppo.target_kl
-            if limit is not None and exceeds(average(log)["ppo/approx_kl"], limit):
+                if learns:
+                    self.policy.actor.project()
+            if learns and limit is not None and exceeds(average(log)["ppo/approx_kl"], limit):
                 return
 
     def _learning_reward(self, episodes: Rollout | Trajectories) -> Tensor:
@@ -317,9 +346,64 @@ class HierarchicalMetaRL(pl.LightningModule):
         return {f"grad_norm/{level}": norm.detach() for level, norm in norms.items()}
 
     def _optimizer(self, level: str) -> LightningOptimizer:
-        optimizers: Any = self.optimizers()
-        chosen: LightningOptimizer = optimizers[list(self._settings).index(level)]
+        optimizers: Any = self.optimizers()  # of one, Lightning makes no list
+        chosen: LightningOptimizer = (
+            optimizers[list(self._settings).index(level)] if len(self._settings) > 1 else optimizers
+        )
         return chosen
+
+    # --- fine-tuning -----------------------------------------------------------------------------
+
+    def init_from(self, path: str | Path) -> None:
+        """Begin from another run's weights: networks and normaliser are taken over, the rest begins anew.
+
+        Anew are optimizers, replay, reward scaler, environment steps and iterations; and, where families are
+        others, a critic that is told the family (``critic_input: task``).
+
+        Args:
+            path: a checkpoint or weights-only export.
+
+        Raises:
+            UserError: naming what does not fit, before anything is changed.
+        """
+        checkpoint = load(path, key="init_from")
+        saved, anew = checkpoint["hyper_parameters"], ["reward_scaler.", "env_steps", "iteration"]
+        try:
+            check_settings(saved)
+            if told_others := self.critic_is_told and list(saved["families"]) != list(self.families):
+                anew.append("policy.critic.")
+                if "critic" in self.frozen:
+                    raise UserError(
+                        "the critic is told other families and begins anew: leave it out of model.frozen"
+                    )
+            initial = {
+                "path": str(path),
+                "weights": digest(checkpoint["state_dict"]),
+                "env_steps": env_steps_of(checkpoint),
+                **{key: saved[key] for key in ("seed", "families")},
+                **{key: checkpoint.get(key) for key in ("git", "init_from")},
+            }
+            self._keep_own(checkpoint, anew)
+            check_network(checkpoint, self, training=False)
+            check_deviations(checkpoint, [self.acting], training=False)
+        except UserError as error:
+            raise UserError(f"init_from is {path}: {error}") from error
+        self.load_state_dict(checkpoint["state_dict"])
+        self.initial = initial
+        if told_others and is_first_process():
+            print("the critic begins anew: it is told the family, and the families are others")
+
+    def check_frozen_have_learnt(self) -> None:
+        """Refuse to train around levels whose weights are random, and would stay so."""
+        if self.frozen and not (self.initial or self._loaded):
+            raise UserError(
+                f"model.frozen is {list(self.frozen)}, but nothing has learnt their weights: begin from a "
+                "checkpoint with --init_from (in Python: module.init_from)"
+            )
+
+    def _keep_own(self, checkpoint: dict[str, Any], prefixes: Sequence[str]) -> None:
+        own = {k: v for k, v in self.state_dict().items() if k.startswith(tuple(prefixes))}
+        checkpoint["state_dict"] |= own
 
     # --- logging ---------------------------------------------------------------------------------
 
@@ -341,9 +425,12 @@ class HierarchicalMetaRL(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse what :func:`check_deviations` refuses, however the weights were loaded."""
+        training = self.trainer.state.fn == "fit"
+        if training:
+            self.check_frozen_have_learnt()
         if self._loaded:
             modes = getattr(self.trainer.datamodule, "modes", {})  # type: ignore[attr-defined]
-            check_deviations(self._loaded, modes.values(), training=self.trainer.state.fn == "fit")
+            check_deviations(self._loaded, modes.values(), training=training)
 
     on_validation_start = on_test_start = on_fit_start
 
@@ -364,16 +451,20 @@ class HierarchicalMetaRL(pl.LightningModule):
             learning = ["reward_scaler."]  # about training families, and only to learn from
             if self.critic_is_told:
                 learning.append("policy.critic.")
-            own = {k: v for k, v in self.state_dict().items() if k.startswith(tuple(learning))}
-            checkpoint["state_dict"] |= own
+            self._keep_own(checkpoint, learning)
         check_network(checkpoint, self, training=training)
         self._loaded = {key: checkpoint[key] for key in ("format", "hyper_parameters") if key in checkpoint}
         self.training_seed = checkpoint["hyper_parameters"]["seed"]
-        self.training_git = checkpoint.get("git")
+        self.training_git, self.initial = checkpoint.get("git"), checkpoint.get("init_from")
         self.training_hparams = None if training else checkpoint["hyper_parameters"]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What training began from belongs to the weights."""
+        if self.initial:
+            checkpoint["init_from"] = self.initial
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """AdamW for each level that is present, and for actor and critic each; a step is one kernel."""
+        """AdamW for each level that learns, and for actor and critic each; a step is one kernel."""
         return [
             torch.optim.AdamW(
                 self.policy.get_submodule(level).parameters(), lr=lr, weight_decay=weight_decay, fused=True

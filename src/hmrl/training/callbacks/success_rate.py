@@ -151,6 +151,7 @@ class SuccessRate(pl.Callback):
             "seed": module.training_seed if module.training_seed is not None else module.seed,
             **provenance(),
             "training_git": module.training_git,
+            "init_from": module.initial,
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
             "wall_time_s": round(time.time() - self._started, 1),
             "model": dict(module.hparams),
@@ -169,7 +170,7 @@ def _described(data: MetaWorldDataModule, module: HierarchicalMetaRL) -> dict[st
     return {
         "agent": data.test.agent,
         "protocol": describe_protocol(data, module.training_seed),
-        "weights": digest(module) if data.test.agent == "policy" else None,
+        "weights": digest(module.state_dict()) if data.test.agent == "policy" else None,
         "evaluation_seed": data.seed,
     }
 
@@ -229,7 +230,14 @@ def _differs(trainer: pl.Trainer, module: HierarchicalMetaRL) -> dict[str, str]:
     }
     if new := [family for family in data.families if family not in trained["families"]]:
         found["train families"] = f"{', '.join(new)} not trained on"
+    if seen := [family for family in data.benchmark.test if family in _families_before(module.initial)]:
+        found["test families"] = f"{', '.join(seen)} trained on before fine-tuning"
     return {what: words for what, words in found.items() if words}
+
+
+def _families_before(initial: Mapping[str, Any] | None) -> list[str]:
+    """What the weights that training began from were trained on."""
+    return [*initial["families"], *_families_before(initial["init_from"])] if initial else []
 
 
 def success_table(scores: Scores, env_steps: int, differs: Mapping[str, str]) -> str:
