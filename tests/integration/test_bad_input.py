@@ -284,6 +284,17 @@ OPTIONS = [
     ("--model.task_encoder '{hidden: 8, hidden: 4}'", "hidden", "again", "keep one"),
     ("--ckpt_path ''", "ckpt_path", "''", "a path"),
     ("--ckpt_path nowhere.ckpt", "checkpoint", "nowhere.ckpt", "there is no"),
+    # fine-tuning
+    ("--init_from nowhere.ckpt", "init_from", "nowhere.ckpt", "must be a .ckpt file"),
+    ("--init_from s3://bucket/last.ckpt", "init_from", "s3://bucket/last.ckpt", "a path on this machine"),
+    ("--init_from run/last.ckpt", "init_from", "run/last.ckpt", "choose another --run_dir"),
+    ("--model.frozen [actr]", "model.frozen", "'actr'", "some of task_encoder, macro_vae, actor, critic"),
+    ("--model.frozen actor", "model.frozen", "actor", "a list"),
+    (
+        "--model.macro_vae null --model.frozen [macro_vae]",
+        *("model.frozen", "model.macro_vae is null", "leave it out there"),
+    ),
+    ("--model.frozen [actor]", "model.frozen", "['actor']", "begin from a checkpoint with --init_from"),
     # Lightning's trainer
     ("--trainer.strategy ddp", "trainer.strategy", "ddp", "auto or ddp_find_unused_parameters_true"),
     ("--trainer.devices 0", "trainer.devices", "0", "1 or more"),

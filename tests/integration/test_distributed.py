@@ -47,7 +47,9 @@ def test_the_automatic_strategy_expects_one_level_at_a_time(ranks: Ranks) -> Non
         assert options["find_unused_parameters"] is True
 
 
-@pytest.mark.parametrize(("run", "iterations"), [("straight", 2), ("noisy", 3), ("from one", 1)])
+@pytest.mark.parametrize(
+    ("run", "iterations"), [("straight", 2), ("noisy", 3), ("from one", 1), ("frozen", 2)]
+)
 def test_weights_buffers_and_optimizers_are_equal_after_every_iteration(
     run: str, iterations: int, ranks: Ranks
 ) -> None:
@@ -63,6 +65,19 @@ def test_weights_buffers_and_optimizers_are_equal_after_every_iteration(
     assert_same(first["optimizers"], second["optimizers"])
     assert first["checksums"] == second["checksums"]
     assert len(set(first["checksums"])) == iterations  # each changed something
+
+
+def test_frozen_levels_keep_their_bits(folder: Path, ranks: Ranks) -> None:
+    weights = torch.load(folder / "one" / "checkpoints" / "last.weights.ckpt", weights_only=True)[
+        "state_dict"
+    ]
+    for rank in ranks:
+        state = rank["frozen"]["state"]
+        for name in state:
+            if name.startswith(("policy.task_encoder.", "policy.macro_vae.", "policy.observation_moments.")):
+                assert torch.equal(state[name], weights[name]), name
+        assert not torch.equal(state["policy.actor.log_std"], weights["policy.actor.log_std"])
+        assert len(rank["frozen"]["optimizers"]) == 2
 
 
 def test_processes_share_a_gradient_steps_episodes_out(ranks: Ranks) -> None:

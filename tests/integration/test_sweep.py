@@ -263,6 +263,17 @@ def test_mistakes_are_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_setting_may_name_the_seed(sweep_file: Path, tmp_path: Path) -> None:
+    """As where each run begins from the agent of its own seed; a test needs no such setting."""
+    settings = {"init_from": "runs/a-seed{seed}/last.weights.ckpt", "data.horizon": 50}
+    content = yaml.safe_load(sweep_file.read_text()) | {"runs": {"tuned": {"set": settings}}}
+    sweep_file.write_text(yaml.safe_dump(content))
+    for seed, run in zip((1, 2), read(sweep_file, tmp_path), strict=True):
+        assert run.fit[run.fit.index("--init_from") + 1] == f"runs/a-seed{seed}/last.weights.ckpt"
+        assert "--init_from" not in run.test
+        assert run.test[run.test.index("--data.horizon") + 1] == "50"
+
+
 def test_wrong_arguments_are_refused(sweep_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no sweep file at"):
         main([str(tmp_path / "none.yaml"), "--out", str(tmp_path)])

@@ -16,7 +16,7 @@ from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.training.callbacks import SuccessRate
 from hmrl.types import Acting
 from support.runs import Recorder, fit
-from support.toy import STEPS, tiny_networks, toy_data
+from support.toy import STEPS, tiny_module, tiny_networks, toy_data
 
 
 def noisy_networks() -> dict[str, Any]:
@@ -101,6 +101,13 @@ def train(folder: Path, iterations: int, data: Any, resume: bool = False, **opti
     }
 
 
+def fine_tuned(folder: Path, data: Any) -> dict[str, Any]:
+    """Two iterations from the weights of one process, the upper levels frozen."""
+    module = tiny_module(data, frozen=["task_encoder", "macro_vae"])
+    module.init_from(folder / "one" / "checkpoints" / "last.weights.ckpt")
+    return train(folder / "frozen", 2, data, module=module, limit_val_batches=0)
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
 
@@ -115,6 +122,7 @@ def main(folder: Path) -> None:
         "noisy": train(folder / "noisy", 3, data(), networks=noisy_networks(), limit_val_batches=0),
         # Three iterations of one process come before.
         "from one": train(folder / "from one", 4, data(), resume=True, limit_val_batches=0),
+        "frozen": fine_tuned(folder, data()),
     }
     torch.save(result, folder / f"rank{torch.distributed.get_rank()}.pt")
 

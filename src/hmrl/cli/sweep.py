@@ -61,8 +61,9 @@ def read(path: Path, out: Path, only: Sequence[str] = ()) -> list[Run]:
     """Every run of a sweep file, seed by seed: a sweep that is stopped early has a little of every method.
 
     The file has ``base`` (configuration files under every run), ``seeds`` (one run each) and ``runs`` (by
-    method its overlays, or a mapping with ``config``, overlays, and ``set``, settings by dotted name). It may
-    have ``fit`` and ``test`` (settings by dotted name, for every run's training and test).
+    method its overlays, or a mapping with ``config``, overlays, and ``set``, settings by dotted name, in
+    which ``{seed}`` is the run's). It may have ``fit`` and ``test`` (settings by dotted name, for every run's
+    training and test).
 
     Args:
         path: the file.
@@ -106,6 +107,10 @@ def _run(sweep: Mapping[str, Any], name: str, seed: int, out: Path) -> Run:
             f"runs.{name} is {value!r}, but it must be a list of overlays, or a mapping with the list "
             "config and the mapping set"
         )
+    own["set"] = {
+        key: value.replace("{seed}", str(seed)) if isinstance(value, str) else value
+        for key, value in own["set"].items()
+    }
     folder = out / f"{name}-seed{seed}"
     common = []
     for file in [*sweep["base"], *own["config"]]:

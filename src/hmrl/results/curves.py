@@ -231,7 +231,7 @@ def _legend(figure: Figure, runs: Runs, methods: Sequence[str]) -> None:
     handles = [
         Line2D([], [], color="black", linewidth=1, linestyle=_MARKS[role], label=runs.titles[method])
         if (role := runs.roles[method])
-        else Line2D([], [], color=colour[method], linewidth=4, label=method)
+        else Line2D([], [], color=colour[method], linewidth=4, label=runs.titles[method])
         for method in methods
     ]
     if handles:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from hmrl.results.runs import KEYS, Runs
+from hmrl.results.runs import AFTER_FINE_TUNING, KEYS, Runs
 from hmrl.results.tables import plain, span
 
 
@@ -19,7 +19,8 @@ def disagreements(runs: Runs) -> list[str]:
             steps = proper.groupby("method", sort=False)["steps"]
             listed = "; ".join(f"{method} {span(of)}" for method, of in steps)
             found.append(f"Results of {protocol} are after different numbers of environment steps: {listed}.")
-        every = _names(runs.runs[runs.runs["method"].isin(runs.proper)])
+        tuned = runs.runs["method"].isin(runs.fine_tuned) == protocol.endswith(AFTER_FINE_TUNING)
+        every = _names(runs.runs[runs.runs["method"].isin(runs.proper) & tuned])
         if missing := [run for run in every if run not in set(same["run"])]:
             found.append(f"No results of {protocol}: {', '.join(missing)}.")
         for key in dict.fromkeys(key for parameters in same["parameters"] for key in parameters):

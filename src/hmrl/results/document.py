@@ -41,6 +41,7 @@ class Document:
             f"Way of acting: {self.mode}.\n",
             _section("## Warnings", "".join(f"- {warning}\n" for warning in warnings)),
             *(self.success(protocol) for protocol in self.runs.results["protocol"].unique()),
+            self.fine_tuning(),
             self.steps(evaluation),
             self.curves(evaluation),
             _section("## Belief and macro-action", latents, after=f"{tables.LATENTS} {tables.OVER_SEEDS}\n"),
@@ -72,6 +73,14 @@ class Document:
             _section(
                 f"### Probability of improvement, {protocol}", improvement, after=f"{tables.IMPROVEMENT}\n"
             ),
+        )
+
+    def fine_tuning(self) -> str:
+        """How soon families are learnt from another run's weights; empty if no run began so."""
+        table = tables.fine_tuning_table(self.runs, self.window, self.baseline)
+        over = f"Steps: of a trailing mean over {self.window:,.0f}. The figure of learning curves draws them."
+        return _section(
+            "## Fine-tuning", table, after=f"{tables.FINE_TUNING} {over} {tables.STEPS} {tables.OVER_SEEDS}\n"
         )
 
     def steps(self, evaluation: str) -> str:

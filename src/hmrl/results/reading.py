@@ -3,10 +3,12 @@
 - ``summary.csv``: a row a run, protocol, split, family (or ``mean``, or ``official``: Meta-World's own
   number) and mode. ``low`` and ``high`` are the results file's interval, over goals; empty where there is
   none. ``revision`` is of the code that evaluated. ``conditions`` (JSON) holds what makes the evaluation
-  a special one, as a perturbation.
+  a special one, as a perturbation. The protocol of an agent that began from another run's weights ends with
+  ``after fine-tuning``, so that its numbers are in no column with those of other agents.
 - ``curves.csv``: a row a run and interval of environment steps: means of what was logged in it, and as
   ``steps`` the last that anything was logged at.
-- ``diagnostics.csv``: of each run what ``latents.json`` and ``forgetting.json`` say, a number a row.
+- ``diagnostics.csv``: of each run what ``latents.json`` and ``forgetting.json`` say, a number a row; and
+  ``fine_tuned`` 1, if the run is.
 """
 
 from __future__ import annotations
@@ -24,7 +26,17 @@ import numpy as np
 import pandas as pd
 
 from hmrl.results.file import SCHEMA
-from hmrl.results.runs import KEYS, OFFICIAL, RESULT, ROLES, SPLITS, Families, Runs
+from hmrl.results.runs import (
+    AFTER_FINE_TUNING,
+    FINE_TUNED,
+    KEYS,
+    OFFICIAL,
+    RESULT,
+    ROLES,
+    SPLITS,
+    Families,
+    Runs,
+)
 from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
 
@@ -43,6 +55,7 @@ _SCORES += ["wall_time_s"]
 _NUMBERS = [*KEYS, "split", "name", "value"]
 _SEED = re.compile(r"(?:^|-)seed(\d+)$")
 _CONFIGURED_SEED = re.compile(r"^seed_everything: (\d+)$", re.MULTILINE)
+_CONFIGURED_ORIGIN = re.compile(r"^init_from: (?!null$).", re.MULTILINE)
 _EVALUATED = re.compile(r"success(?:_\w+)?/(train|test)/(.+)")
 # Parameters of protocols that are as the protocol says, or columns of their own.
 _USUAL = {"name", "backend", "horizon", "goals_per_family", "episodes_per_family", "num_evals"}
@@ -90,6 +103,13 @@ def read(arguments: Sequence[str], mode: str, protocol: str | None = None) -> Ru
             )
     runs = runs.merge(scores.drop_duplicates(KEYS)[[*KEYS, "agent"]], on=KEYS, how="left")
     runs["agent"] = runs["agent"].fillna("policy")
+    tuned = numbers.loc[numbers["name"] == FINE_TUNED, KEYS].drop_duplicates()
+    for method, count in tuned["method"].value_counts().items():
+        if count < runs["method"].eq(method).sum():
+            raise UserError(
+                f"some runs of {method} began from another run's weights, and some from scratch: give them "
+                "labels of their own, LABEL=RUN_DIR"
+            )
     for method, agents in runs.groupby("method", sort=False)["agent"]:
         if agents.nunique() > 1:
             raise UserError(f"runs of {method} are of different agents, {', '.join(sorted(set(agents)))}")
@@ -169,9 +189,8 @@ def _read_run(argument: str, mode: str) -> _Tables:
     if metrics.empty and not scores:
         raise UserError(f"nothing to report in {path}: it has neither rows in metrics.csv nor test-*.json")
     name = path.resolve().name
-    config = path / "config.yaml"
-    configured = _CONFIGURED_SEED.search(config.read_text()) if config.is_file() else None
-    if match := configured or _SEED.search(name):
+    config = (path / "config.yaml").read_text() if (path / "config.yaml").is_file() else ""
+    if match := _CONFIGURED_SEED.search(config) or _SEED.search(name):
         seed = int(match[1])
     elif scores:
         seed = scores[0]["seed"]
@@ -179,9 +198,11 @@ def _read_run(argument: str, mode: str) -> _Tables:
         raise UserError(f"cannot tell the seed of {path}: name the directory ...-seed<N>")
     run = {"method": label or _SEED.sub("", name) or path.resolve().parent.name, "seed": seed}
     pictures = tuple(sorted((path / "latents").glob("*.png")))
+    found = _numbers(path)
+    if _CONFIGURED_ORIGIN.search(config) or any(of["protocol"].endswith(AFTER_FINE_TUNING) for of in scores):
+        found["train", FINE_TUNED] = 1.0
     numbers = [
-        {**run, "split": split, "name": name, "value": value}
-        for (split, name), value in _numbers(path).items()
+        {**run, "split": split, "name": name, "value": value} for (split, name), value in found.items()
     ]
     return (
         pd.DataFrame([{**run, "path": path, "pictures": pictures}]),
@@ -236,8 +257,9 @@ def read_result(path: Path, mode: str) -> list[dict[str, Any]]:
                 "write it anew with hmrl test"
             )
         differs = content.get("differs_from_training") or {}
+        said = (mode, "train families", "test families")
         known = {
-            "protocol": content["protocol"]["name"],
+            "protocol": content["protocol"]["name"] + (AFTER_FINE_TUNING if content.get("init_from") else ""),
             "steps": content["env_steps"],
             "revision": _revision(content["git"]),
             "training_revision": _revision(content.get("training_git")),
@@ -247,7 +269,7 @@ def read_result(path: Path, mode: str) -> list[dict[str, Any]]:
             "seed": content["seed"],
             "evaluation_seed": content.get("evaluation_seed", content["seed"]),
             "parameters": {**content["protocol"], "horizon": content["data"]["horizon"]},
-            "differs": [f"{k}: {words}" for k, words in differs.items() if k in (mode, "train families")],
+            "differs": [f"{k}: {words}" for k, words in differs.items() if k in said],
             "checkpoint": content["checkpoint"],
             "packages": {"python": content["python"], **content["packages"]},
             "wall_time_s": content["wall_time_s"],

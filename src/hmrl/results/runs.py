@@ -18,6 +18,8 @@ Families = dict["Split", tuple[str, ...]]  # of each split that is known
 SPLITS: tuple[Split, Split] = ("train", "test")
 ROLES = {"expert": "ceiling", "random": "floor"}  # agents that are no method; anything else is one
 OFFICIAL = "official"
+FINE_TUNED = "fine_tuned"  # in ``numbers``: 1 for a run that began from another run's weights
+AFTER_FINE_TUNING = " after fine-tuning"  # what the protocol of such a run's results ends with
 KEYS = ["method", "seed"]  # of a run
 RESULT = [*KEYS, "protocol"]  # of a results file
 
@@ -32,7 +34,8 @@ class Runs:
             and mode, with its success and what is known of its results file; ``reported`` marks the mode to
             report. See :func:`hmrl.results.reading.read_result`.
         metrics: a row a run and logged ``step``, with the columns of ``metrics.csv``.
-        numbers: a row a run, ``split`` and ``name``: what ``latents.json`` and ``forgetting.json`` say.
+        numbers: a row a run, ``split`` and ``name``: what ``latents.json`` and ``forgetting.json`` say, and
+            which runs are fine-tuned.
         families: the same for all runs that know the split.
     """
 
@@ -53,9 +56,16 @@ class Runs:
         return [method for method, role in self.roles.items() if not role]
 
     @cached_property
+    def fine_tuned(self) -> set[str]:
+        """The methods whose runs began from another run's weights."""
+        return set(self.numbers.loc[self.numbers["name"] == FINE_TUNED, "method"])
+
+    @cached_property
     def titles(self) -> dict[str, str]:
-        """Method -> its label, and the role if it has one."""
-        return {label: f"{label} ({role})" if role else label for label, role in self.roles.items()}
+        """Method -> its label, and the role if it has one, or that it is fine-tuned."""
+        marks = dict.fromkeys(self.fine_tuned, "fine-tuned")
+        marks |= {label: role for label, role in self.roles.items() if role}
+        return {label: f"{label} ({marks[label]})" if label in marks else label for label in self.roles}
 
     @cached_property
     def results(self) -> pd.DataFrame:

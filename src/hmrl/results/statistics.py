@@ -98,6 +98,15 @@ def steps_to_reach(steps: Array, values: Array, threshold: float, window: float 
     return float(steps[reached.argmax()]) if reached.any() else float("inf")
 
 
+def area_under(steps: Array, values: Array, until: float) -> float:
+    """Area under a curve over its first ``until`` environment steps, divided by them: the mean on the way.
+
+    Each value is that of the rollout which ends at its step, and so counts for the steps since the last one.
+    """
+    ends = np.minimum(steps, until)
+    return float(np.diff(ends, prepend=0.0) @ values / ends[-1])
+
+
 def probability_of_improvement(x: Array, y: Array) -> Estimate:
     """How likely a run of X does better than one of Y on the same family (Agarwal et al., 2021).
 

@@ -17,6 +17,7 @@ from hmrl.results.statistics import (
     RESAMPLES,
     Array,
     Estimate,
+    area_under,
     difference,
     estimate,
     probability_of_improvement,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from hmrl.types import Split
 
 NOTHING = "–"
+FINE_TUNING_RATES = (0.2, 0.5, 0.8)  # success, to which steps of adaptation are counted
 OVER_SEEDS = (
     f"Brackets: {100 * LEVEL:.0f} % intervals of the mean over seeds (Student's t). ‡ Two seeds: the range "
     "of two seeds, which is no interval. No brackets: one seed, or too few for an interval."
@@ -57,6 +59,13 @@ STEPS = (
     "as later than all others, so the median is not reached where half of the seeds or more did not."
 )
 
+FINE_TUNING = (
+    "A protocol of its own: success on families that are learnt, in training rollouts, by environment steps "
+    "since training began, from another run's weights or from scratch. These numbers are neither zero-shot "
+    "nor few-shot ones. Area: under the curve, divided by its steps, so that it is the mean success on the "
+    "way. P(X > Y): how likely a run of X has a larger area than a run of Y on the same family. Its "
+    f"interval: {_BOOTSTRAP} of either method."
+)
 LATENTS = (
     "Of the agents that were tested, ten episodes a family, sampled actions; means over families. Decoder "
     "error: relative to predicting no motion, with z and with its average instead; the nearer the two, the "
@@ -148,14 +157,59 @@ def family_table(runs: Runs, protocol: str) -> str:
 
 
 def steps_table(runs: Runs, metric: str, thresholds: Sequence[float], window: float) -> str:
-    """Environment steps to each success rate, a row a method, a column a threshold; empty without data."""
-    rows = []
+    """Environment steps to each success rate, a row a method, a column a threshold; empty without data.
+
+    On held-out families without fine-tuned methods, which are not to be compared with others there.
+    """
+    rows, apart = [], runs.fine_tuned if "/test/" in metric else ()
     for method, title in runs.titles.items():
-        if curves := runs.series(method, metric):
-            lengths = np.array([steps[-1] for steps, _ in curves])
-            found = [[steps_to_reach(*curve, t, window) for curve in curves] for t in thresholds]
-            rows.append([title, *(reached_cell(np.array(steps), lengths) for steps in found)])
+        if method in apart:
+            continue
+        if reached := _reached(runs, method, metric, thresholds, window):
+            rows.append([title, *reached])
     return markdown(["method", *(f"success {t:g}" for t in thresholds)], rows)
+
+
+def _reached(runs: Runs, method: str, metric: str, thresholds: Sequence[float], window: float) -> list[str]:
+    """A cell a threshold; none without data."""
+    if not (curves := runs.series(method, metric)):
+        return []
+    lengths = np.array([steps[-1] for steps, _ in curves])
+    found = [[steps_to_reach(*curve, t, window) for curve in curves] for t in thresholds]
+    return [reached_cell(np.array(steps), lengths) for steps in found]
+
+
+def fine_tuning_table(runs: Runs, window: float, baseline: str | None = None) -> str:
+    """How soon families are learnt, a row a method; empty if no run began from another run's weights.
+
+    Areas end with the shortest run, so that all are of the same number of environment steps.
+
+    Args:
+        window: of the trailing mean that reaches a success rate, in environment steps.
+        baseline: label of the only Y of P(X > Y); None: each method that begins from scratch.
+    """
+    metrics = [f"rollout/success/{family}" for family in runs.families.get("train", ())]
+    logged = {method: [runs.series(method, metric) for metric in metrics] for method in runs.proper}
+    logged = {method: curves for method, curves in logged.items() if curves and all(curves)}
+    if not runs.fine_tuned & logged.keys():
+        return ""
+    until = min(steps[-1] for curves in logged.values() for seeds in curves for steps, _ in seeds)
+    areas = {
+        method: np.array([[area_under(*seed, until) for seed in seeds] for seeds in curves]).T
+        for method, curves in logged.items()
+    }  # [N, F]
+    others = [baseline] if baseline in areas else [m for m in areas if m not in runs.fine_tuned]
+    rows = []
+    for method, area in areas.items():
+        reached = _reached(runs, method, "rollout/success/mean", FINE_TUNING_RATES, window)
+        better = (
+            NOTHING if method == other else cell(probability_of_improvement(area, areas[other]))
+            for other in others
+        )
+        rows.append([runs.titles[method], str(len(area)), cell(estimate(area.mean(1))), *reached, *better])
+    header = ["method", "seeds", f"area to {until:,.0f} steps"]
+    header += [f"success {rate:g}" for rate in FINE_TUNING_RATES]
+    return markdown([*header, *(f"P(X > {other})" for other in others)], rows)
 
 
 def reached_cell(steps: Array, lengths: Array) -> str:

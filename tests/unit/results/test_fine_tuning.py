@@ -1,0 +1,152 @@
+"""A report of fine-tuned agents: a protocol of its own, and how soon families are learnt."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+
+from hmrl.cli.report import main
+from hmrl.results import curves
+from hmrl.results.reading import read
+from hmrl.results.runs import FINE_TUNED
+from hmrl.results.statistics import area_under
+from hmrl.system.errors import UserError
+from support.reported import rates, result, rising, write_metrics, write_result, write_seed
+
+TUNED: dict[str, Any] = {"init_from": {"path": "a.ckpt", "weights": "12ab", "families": ["sweep"]}}
+# Method -> seed -> success in reach and push at the last of so many iterations.
+LAST = {"tuned": {1: (1.0, 0.9), 2: (0.8, 1.0)}, "scratch": {1: (0.9, 0.2), 2: (0.45, 0.3), 3: (0.1, 0.3)}}
+ROWS = {"tuned": 20, "scratch": 10}
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saving figures is what takes time."""
+    monkeypatch.setattr(curves, "save", lambda figure, path, formats: None)
+
+
+def write_runs(folder: Path) -> list[str]:
+    found = []
+    for method, seeds in LAST.items():
+        for seed, (reach, push) in seeds.items():
+            run, rows = write_seed(folder / f"{method}-seed{seed}", seed), ROWS[method]
+            named = {"reach": reach, "push": push, "mean": (reach + push) / 2}
+            logged = {f"rollout/success/{name}": rising(last, rows=rows) for name, last in named.items()}
+            write_metrics(run, {**logged, "success/test/mean": {500_000.0: 0.3}})
+            origin = TUNED if method == "tuned" else {"init_from": None}
+            write_result(run, result(rates(reach, push, 0.5), **origin))
+            found.append(str(run))
+    return found
+
+
+def report(arguments: list[str], out: Path, *options: str) -> str:
+    main([*arguments, "--out", str(out), *options])
+    return (out / "report.md").read_text()
+
+
+def table(text: str, section: str) -> list[list[str]]:
+    """The first table of a section, as rows of cells, without its ruler."""
+    body = text[text.index(f"\n{section}\n") :]
+    (found, *_) = re.findall(r"(?:^\|.*\n)+", body, re.MULTILINE)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found.splitlines()]
+    return [rows[0], *rows[2:]]
+
+
+def test_the_area_is_the_mean_success_on_the_way() -> None:
+    steps, values = np.array([100.0, 200.0, 400.0]), np.array([0.1, 0.2, 0.8])
+    every_step = np.repeat(values, [100, 100, 200])
+    for until in (400, 300, 150, 50):
+        assert area_under(steps, values, until) == pytest.approx(every_step[:until].mean())
+
+
+def test_fine_tuned_agents_share_no_table_of_success_with_others(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path)
+    text = report(runs, tmp_path / "out")
+    own = table(text, "## Success, protocol first_episode after fine-tuning")
+    assert [row[0] for row in own[1:]] == ["tuned (fine-tuned)"]
+    assert [row[0] for row in table(text, "## Success, protocol first_episode")[1:]] == ["scratch"]
+    held_out = text[text.index("Held-out families, evaluations in training") :].split("##")[0]
+    assert "| scratch |" in held_out
+    assert "tuned" not in held_out
+    assert "No results of" not in text  # of either protocol, where the other methods are expected
+    summary = (tmp_path / "out" / "summary.csv").read_text().splitlines()
+    assert {line.split(",")[4] for line in summary if line.startswith("tuned,")} == {
+        "first_episode after fine-tuning"
+    }
+
+
+def test_areas_steps_and_improvement_over_scratch(tmp_path: Path) -> None:
+    text = report(write_runs(tmp_path), tmp_path / "out", "--window", "200000")
+    header, *rows = table(text, "## Fine-tuning")
+    assert header == [
+        *("method", "seeds", "area to 1,000,000 steps"),
+        *("success 0.2", "success 0.5", "success 0.8", "P(X > scratch)"),
+    ]
+    areas: dict[str, list[list[float]]] = {}
+    for method, seeds in LAST.items():
+        rise = np.arange(1, 11).mean() / ROWS[method]  # over the ten iterations that all runs have
+        areas[method] = [[last * rise for last in of] for of in seeds.values()]
+    pairs = [(x[f], y[f]) for f in (0, 1) for x, y in product(areas["tuned"], areas["scratch"])]
+    wins = np.mean([(x > y) + (x == y) / 2 for x, y in pairs])
+    assert 0.5 < wins < 1
+    means = {method: [float(np.mean(of)) for of in seeds] for method, seeds in areas.items()}
+    tuned, scratch = rows
+    low, high = sorted(means["tuned"])
+    assert tuned[:3] == [
+        "tuned (fine-tuned)",
+        "2",
+        f"{np.mean(means['tuned']):.2f} [{low:.2f}, {high:.2f}] ‡",
+    ]
+    ends = ttest_1samp(means["scratch"], 0).confidence_interval(0.95)
+    assert scratch[2] == f"{np.mean(means['scratch']):.2f} [{ends.low:.2f}, {ends.high:.2f}]"
+    assert (tuned[6], scratch[6]) == (f"{wins:.2f}", "–")
+    # Success is last * i / rows; its mean over two iterations last * (i - 0.5) / rows.
+    for cell, rate in zip(tuned[3:6], (0.2, 0.5, 0.8), strict=True):
+        steps = [
+            next(i for i in range(2, 21) if last * (i - 0.5) / 20 >= rate) * 100_000 for last in (0.95, 0.9)
+        ]
+        assert cell.startswith(f"{np.median(steps):,.0f} ({min(steps):,} to {max(steps):,}; 2 of 2)")
+    assert scratch[5] == "not reached by 1,000,000 (0 of 3)"
+
+
+def test_the_baseline_can_be_chosen(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path)
+    text = report(runs, tmp_path / "out", "--baseline", "tuned")
+    header, tuned, scratch = table(text, "## Fine-tuning")
+    assert (header[-1], tuned[-1]) == ("P(X > tuned)", "–")
+    assert 0 < float(scratch[-1]) < 0.5
+
+
+def test_reports_without_fine_tuned_agents_say_nothing_of_it(tmp_path: Path) -> None:
+    runs = [run for run in write_runs(tmp_path) if "scratch" in run]
+    text = report(runs, tmp_path / "out")
+    assert "fine-tun" not in text.lower()
+
+
+@pytest.mark.parametrize("said_by", ["config", "results"])
+def test_a_table_of_an_earlier_report_tells_fine_tuned_runs(said_by: str, tmp_path: Path) -> None:
+    runs = write_runs(tmp_path)
+    for run in map(Path, runs):
+        if "tuned" in run.name and said_by == "config":
+            (run / "test-first_episode.json").unlink()
+            with (run / "config.yaml").open("a") as file:
+                file.write("init_from: a.ckpt\n")
+        elif said_by == "config":
+            with (run / "config.yaml").open("a") as file:
+                file.write("init_from: null\n")
+    first, second = report(runs, tmp_path / "one"), report([str(tmp_path / "one")], tmp_path / "two")
+    assert table(first, "## Fine-tuning")[0] == table(second, "## Fine-tuning")[0]
+    numbers = read([str(tmp_path / "two")], "sampled").numbers
+    assert set(numbers.loc[numbers["name"] == FINE_TUNED, "method"]) == {"tuned"}
+
+
+def test_one_label_is_fine_tuned_or_not(tmp_path: Path) -> None:
+    runs = [f"both={write_runs(tmp_path)[0]}", f"both={tmp_path / 'scratch-seed2'}"]
+    with pytest.raises(UserError, match="some runs of both began from another run's weights"):
+        read(runs, "sampled")
