@@ -35,6 +35,34 @@ class Mutation(NamedTuple):
 
 MUTATIONS = (
     Mutation(
+        "fine-tuning: the normaliser moves under frozen levels",
+        "training/module.py",
+        "if not self.frozen:",
+        "if True:",
+        ("unit/training/test_fine_tuning.py",),
+    ),
+    Mutation(
+        "fine-tuning: a frozen actor's deviation is brought into its range",
+        "training/module.py",
+        "                if learns:",
+        "                if True:",
+        ("unit/training/test_fine_tuning.py",),
+    ),
+    Mutation(
+        "fine-tuning: the environment steps of the other run are taken over",
+        "training/module.py",
+        '["reward_scaler.", "env_steps", "iteration"]',
+        '["reward_scaler.", "iteration"]',
+        ("unit/training/test_fine_tuning.py",),
+    ),
+    Mutation(
+        "fine-tuning: its success is in one table with that of other agents",
+        "results/runs.py",
+        'AFTER_FINE_TUNING = " after fine-tuning"',
+        'AFTER_FINE_TUNING = ""',
+        ("unit/results/test_fine_tuning.py",),
+    ),
+    Mutation(
         "minGRU: its gradient does not go through time",
         "himeta/formulas.py",
         "later = of_state[t] * keep[t]",
