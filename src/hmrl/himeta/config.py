@@ -138,6 +138,7 @@ class ActorCriticConfig(Checked):
 
     Args:
         actor_hidden, critic_hidden: hidden widths, tanh.
+        critic_layer_norm: layer norm and SiLU in the critic, instead of tanh.
         critic_input: what the critic is given beside the state: the "belief", or the true "task" as well, its
             family and its goal. Only learning asks the critic, so the agent acts without them.
         log_std_init: initial log standard deviation of the actions.
@@ -149,6 +150,7 @@ class ActorCriticConfig(Checked):
 
     actor_hidden: Widths = (256, 256)
     critic_hidden: Widths = (256, 256)
+    critic_layer_norm: bool = False
     critic_input: CriticInput = "belief"
     log_std_init: Finite = 0.0
     log_std_range: Bounds = (-2.0, 0.5)

@@ -24,17 +24,19 @@ def mlp(
     activation: Callable[[], nn.Module],
     *,
     dropout: float = 0.0,
+    layer_norm: bool = False,
     out_gain: float = 1.0,
 ) -> nn.Sequential:
     """Linear layers with ``activation`` (and dropout) between them; orthogonal weights, zero biases.
 
     Args:
+        layer_norm: normalise what enters each activation (Ba et al. 2016).
         out_gain: gain of the last layer; small values start a policy near its prior (0.01 in PPO practice).
     """
     layers: list[nn.Module] = []
     widths = [in_dim, *hidden]
     for a, b in itertools.pairwise(widths):
-        layers += [_linear(a, b, math.sqrt(2)), activation()]
+        layers += [_linear(a, b, math.sqrt(2)), *([nn.LayerNorm(b)] if layer_norm else []), activation()]
         if dropout > 0:
             layers.append(nn.Dropout(dropout))
     layers.append(_linear(widths[-1], out_dim, out_gain))
@@ -376,11 +378,21 @@ class Critic(nn.Module):
         state_dim, belief_dim: as :class:`Actor`'s.
         task_dim: width of what describes the task; 0 for a critic that is not told.
         hidden: hidden widths, tanh.
+        layer_norm: layer norm and SiLU instead of tanh.
     """
 
-    def __init__(self, state_dim: int, belief_dim: int, task_dim: int = 0, *, hidden: Sequence[int]) -> None:
+    def __init__(
+        self,
+        state_dim: int,
+        belief_dim: int,
+        task_dim: int = 0,
+        *,
+        hidden: Sequence[int],
+        layer_norm: bool = False,
+    ) -> None:
         super().__init__()
-        self.net = mlp(state_dim + belief_dim + task_dim, hidden, 1, nn.Tanh)
+        activation = nn.SiLU if layer_norm else nn.Tanh
+        self.net = mlp(state_dim + belief_dim + task_dim, hidden, 1, activation, layer_norm=layer_norm)
 
     def forward(self, state: Tensor, belief: Tensor, task: Tensor) -> Tensor:
         """Values ``[...]``."""

@@ -20,7 +20,9 @@ _NETWORK: dict[str, tuple[str, ...]] = {
         *("reward_embedding", "context_reward"),
     ),
     "macro_vae": ("encoder_hidden", "decoder_hidden"),
-    "actor_critic": ("actor_hidden", "critic_hidden", "critic_input", "state_dependent_std"),
+    "actor_critic": (
+        *("actor_hidden", "critic_hidden", "critic_layer_norm", "critic_input", "state_dependent_std"),
+    ),
 }
 PARTS = ("task_encoder", "macro_vae", "actor", "critic")  # what has an optimizer of its own
 _LEVELS: dict[str, type[Any]] = {

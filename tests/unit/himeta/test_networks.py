@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from hmrl.himeta.config import ActorCriticConfig
 from hmrl.himeta.formulas import bounded, linear_recurrence
 from hmrl.himeta.networks import Actor, Critic, MacroVAE, MinGRU, MixtureEncoder, TaskEncoder, mlp
+from hmrl.himeta.policy import build_policy
 
 S, A, K, E = 7, 2, 3, 4
 
@@ -144,6 +146,38 @@ def test_critic_gives_one_value_for_each_state() -> None:
     value = critic(state, belief, state[..., :0])
     assert value.shape == (6, 4)
     torch.testing.assert_close(critic(state[2, 3], belief[2, 3], state[2, 3, :0]), value[2, 3])
+
+
+def test_critic_with_layer_norm() -> None:
+    """SiLU of normalised activations, recomputed; the output is not normalised, nor is the actor."""
+    critic = Critic(S, K, hidden=(8, 7), layer_norm=True)
+    for module in critic.net:
+        if isinstance(module, nn.LayerNorm):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    state, belief = torch.randn(6, S), torch.randn(6, K)
+    x = torch.cat([state, belief], dim=-1)
+    linear = [module for module in critic.net if isinstance(module, nn.Linear)]
+    norm = [module for module in critic.net if isinstance(module, nn.LayerNorm)]
+    assert [len(module.weight) for module in norm] == [8, 7]
+    for first, second in zip(linear, norm, strict=False):
+        x = x @ first.weight.T + first.bias
+        centred = x - x.mean(-1, keepdim=True)
+        x = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * second.weight + second.bias
+        x = x * (1 / (1 + (-x).exp()))
+    expected = (x @ linear[-1].weight.T + linear[-1].bias).squeeze(-1)
+    torch.testing.assert_close(critic(state, belief, state[..., :0]), expected)
+    modules = build_policy(
+        None,
+        None,
+        ActorCriticConfig(critic_layer_norm=True),
+        observation_dim=S,
+        action_dim=A,
+        ego_indices=(0,),
+        decision_interval=1,
+    )
+    assert any(isinstance(module, nn.LayerNorm) for module in modules.critic.modules())
+    assert not any(isinstance(module, nn.LayerNorm) for module in modules.actor.modules())
 
 
 # --- macro-VAE -----------------------------------------------------------------------------------
