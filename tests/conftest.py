@@ -9,9 +9,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-LONGEST_FIRST = ("end_to_end", "contract", "integration", "unit")
+# Files that take a minute or more, then folders.
+LONGEST_FIRST = (
+    *("test_terminal.py", "test_backends_agree.py", "test_interruption.py", "test_gridworld.py"),
+    *("test_experiments.py", "test_launchers.py", "test_trained_policy.py", "test_curriculum.py"),
+    *("test_goals.py", "test_faults.py", "test_bad_input.py", "test_smoke.py"),
+    *("end_to_end", "contract", "integration", "unit"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole runs take minutes: started last, they would keep one worker busy when the others have ended."""
-    items.sort(key=lambda item: [folder in item.path.parts for folder in LONGEST_FIRST], reverse=True)
+    """Started last, a long file would keep one worker busy when the others have ended."""
+    items.sort(key=lambda item: [name in item.path.parts for name in LONGEST_FIRST], reverse=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,19 +29,30 @@ CUSTOM = (
 TRIALS = "{num_evals: 2, adaptation_episodes: 2, meta_batch_size: 2}"
 
 
-def scored(protocol: Protocol, agent: AgentName, folder: Path) -> dict[str, Any]:
-    backend = "envpool" if protocol == "paper" else "metaworld"
-    two = "goals_per_family: 2, envs_per_family: 2"
-    test = f"{{{two}, backend: {backend}, protocol: {protocol}, agent: {agent}}}"
-    config = ("--config", "configs/ml10.yaml", "--run_dir", str(folder))
-    main(["test", *config, *CUSTOM, "--data.test", test, "--data.meta_world", TRIALS])
-    return json.loads((folder / f"test-{protocol}.json").read_text())
+Scored = Callable[[Protocol, AgentName], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    """The results file of an agent under a protocol, tested once."""
+
+    @cache
+    def results(protocol: Protocol, agent: AgentName) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp(agent)
+        backend = "envpool" if protocol == "paper" else "metaworld"
+        two = "goals_per_family: 2, envs_per_family: 2"
+        test = f"{{{two}, backend: {backend}, protocol: {protocol}, agent: {agent}}}"
+        config = ("--config", "configs/ml10.yaml", "--run_dir", str(folder))
+        main(["test", *config, *CUSTOM, "--data.test", test, "--data.meta_world", TRIALS])
+        return json.loads((folder / f"test-{protocol}.json").read_text())
+
+    return results
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["first_episode", "paper", "meta_world"])
-def test_experts_are_the_ceiling_and_random_actions_the_floor(protocol: Protocol, tmp_path: Path) -> None:
-    ceiling, floor = (scored(protocol, agent, tmp_path / agent) for agent in ("expert", "random"))
+def test_experts_are_the_ceiling_and_random_actions_the_floor(protocol: Protocol, scored: Scored) -> None:
+    ceiling, floor = scored(protocol, "expert"), scored(protocol, "random")
     for results, low, high in ((ceiling, 0.9, 1.0), (floor, 0.0, 0.1)):
         assert results["protocol"]["name"] == protocol
         assert results["checkpoint"] is None
@@ -55,8 +67,8 @@ def test_experts_are_the_ceiling_and_random_actions_the_floor(protocol: Protocol
 
 
 @pytest.mark.slow
-def test_the_file_holds_every_episode_of_a_trial(tmp_path: Path) -> None:
-    results = scored("meta_world", "expert", tmp_path)
+def test_the_file_holds_every_episode_of_a_trial(scored: Scored) -> None:
+    results = scored("meta_world", "expert")
     assert results["protocol"]["meta_batch_size"] == {"train": 2, "test": 2}
     for split, envs in (("train", 1), ("test", 2)):
         for family, columns in results["episodes"][split]["sampled"].items():

@@ -18,14 +18,14 @@ def test_smoke_config_trains_evaluates_and_is_tested(tmp_path: Path, capsys) -> 
     run = tmp_path / "smoke"
     files = ROOT / "configs/ml10.yaml", ROOT / "configs/smoke.yaml"
     configs = [*(f"--config={file}" for file in files), f"--run_dir={run}"]
-    main(["fit", *configs])
+    main(["fit", *configs, "--budget.env_steps=20000"])  # half of it: to the first evaluation
     out = capsys.readouterr().out
-    assert "success after 40,000 environment steps" in out
+    assert "success after 20,000 environment steps" in out
     assert str(run) in out
     rows = list(csv.DictReader((run / "metrics.csv").open()))
-    assert float(rows[-1]["step"]) == 40_000
+    assert float(rows[-1]["step"]) == 20_000
     evaluated = [row for row in rows if row["success/test/drawer-open"]]
-    assert [float(row["step"]) for row in evaluated] == [20_000, 40_000]
+    assert [float(row["step"]) for row in evaluated] == [20_000]
     for row in rows:
         if row["ppo/approx_kl"]:
             assert 0 <= float(row["ppo/approx_kl"]) < 0.2

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import hmrl.cli.main
+import hmrl.training.callbacks.latent_analysis
 from support.toy import ToyDataModule
 
 
@@ -26,5 +27,9 @@ def _quiet_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line on the toy world instead of Meta-World."""
+    """The command line on the toy world instead of Meta-World.
+
+    ``hmrl test`` draws no figures: they would take most of its time, and test_latent_analysis.py draws them.
+    """
     monkeypatch.setattr(hmrl.cli.main, "MetaWorldDataModule", ToyDataModule)
+    monkeypatch.setattr(hmrl.training.callbacks.latent_analysis, "draw", lambda findings: {})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +26,14 @@ OVERLAYS = sorted(
 )
 
 
-@pytest.fixture
-def printed_config(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+@cache
+def printed_config(*arguments: str, command: str = "fit") -> dict[str, Any]:
     """What ``hmrl fit ... --print_config`` says."""
-
-    def parse(*arguments: str, command: str = "fit") -> dict[str, Any]:
-        with pytest.raises(SystemExit) as exit_:
-            main([command, *arguments, "--print_config"])
-        assert exit_.value.code == 0
-        config: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
-        return config
-
-    return parse
+    with redirect_stdout(StringIO()) as out, pytest.raises(SystemExit) as exit_:
+        main([command, *arguments, "--print_config"])
+    assert exit_.value.code == 0
+    config: dict[str, Any] = yaml.safe_load(out.getvalue())
+    return config
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -49,7 +48,7 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 # --- configurations ------------------------------------------------------------------------------
 
 
-def test_ml10_is_complete(printed_config: Callable[..., dict[str, Any]]) -> None:
+def test_ml10_is_complete() -> None:
     """Every key there is can be read in it, and it says what is run."""
     written = yaml.safe_load(ML10.read_text())
     printed = printed_config("--config", str(ML10))
@@ -59,9 +58,7 @@ def test_ml10_is_complete(printed_config: Callable[..., dict[str, Any]]) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_an_overlay_changes_what_it_says_and_nothing_else(
-    overlay: str, printed_config: Callable[..., dict[str, Any]]
-) -> None:
+def test_an_overlay_changes_what_it_says_and_nothing_else(overlay: str) -> None:
     base = dict(leaves(printed_config("--config", str(ML10))))
     config = dict(leaves(printed_config("--config", str(ML10), "--config", str(CONFIGS / overlay))))
     changes = dict(leaves(yaml.safe_load((CONFIGS / overlay).read_text())))
@@ -83,7 +80,6 @@ def test_an_overlay_changes_what_it_says_and_nothing_else(
 def test_the_packages_configurations_go_by_name(
     named: tuple[str, ...],
     written: tuple[str, ...],
-    printed_config: Callable[..., dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -92,9 +88,7 @@ def test_the_packages_configurations_go_by_name(
     assert printed_config(*named) == printed_config(*files)
 
 
-def test_the_paper_overlay_holds_the_authors_hyper_parameters(
-    printed_config: Callable[..., dict[str, Any]],
-) -> None:
+def test_the_paper_overlay_holds_the_authors_hyper_parameters() -> None:
     config = printed_config("--config", str(ML10), "--config", str(CONFIGS / "protocols/paper.yaml"))
     reference = {
         "budget.env_steps": 164_000_000,
@@ -141,9 +135,7 @@ def test_the_paper_overlay_holds_the_authors_hyper_parameters(
     assert {key: found[key] for key in reference} == reference
 
 
-def test_the_permuted_overlay_evaluates_each_permutation(
-    printed_config: Callable[..., dict[str, Any]],
-) -> None:
+def test_the_permuted_overlay_evaluates_each_permutation() -> None:
     overlay = str(CONFIGS / "protocols/permuted.yaml")
     modes = printed_config("--config", str(ML10), "--config", overlay, command="test")["data"]["modes"]
     assert {name: mode["permute"] for name, mode in modes.items() if name != "mean_action"} == {

@@ -118,12 +118,11 @@ def test_one_block_of_all_families_is_the_usual_training(tmp_path: Path) -> None
     assert_same(learning_state(blocks.last), learning_state(usual.last))
 
 
-def test_the_replay_keeps_earlier_families_unless_it_is_cleared(straight: Run, tmp_path: Path) -> None:
+def test_the_replay_keeps_earlier_families_unless_it_is_cleared(straight: Run, cleared: Run) -> None:
     reach, push, door = (straight.data.families.index(f) for f in ("reach", "push", "door-open"))
     kept = callback(straight, Watch).replayed
     assert [sum(held.values()) for held in kept] == [20, 40, 40, 40, 40]
     assert kept[3] == Counter({reach: 10, push: 10, door: 20})  # the two rollouts that there is room for
-    cleared = learn(tmp_path, data=data(clear_replay=True))
     held = callback(cleared, Watch).replayed
     assert held[:3] == kept[:3]
     assert held[3:] == [Counter({door: 20}), Counter({door: 40})]
@@ -216,15 +215,22 @@ def test_otherwise_nothing_is_kept_or_written(options: dict[str, Any], tmp_path:
 # --- a break ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def cleared(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    torch.set_num_threads(1)
+    return learn(tmp_path_factory.mktemp("cleared"), data=data(clear_replay=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("clear_replay", [False, True])
 @pytest.mark.parametrize("iterations", [2, 3, 4], ids=["within a block", "at its end", "within the next"])
-def test_a_break_changes_nothing(iterations: int, clear_replay: bool, straight: Run, tmp_path: Path) -> None:
+def test_a_break_changes_nothing(
+    iterations: int, clear_replay: bool, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     def build() -> Any:
         return data(clear_replay=clear_replay)
 
-    if clear_replay:
-        straight = learn(tmp_path / "straight", data=build())
+    straight = request.getfixturevalue("cleared" if clear_replay else "straight")
     folder = tmp_path / "resumed"
     assert len(learn(folder, stop_at=iterations, data=build()).recorder.rollouts) == iterations
     resumed = learn(folder, data=build(), resume=True, seed=77)

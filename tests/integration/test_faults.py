@@ -14,6 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import hmrl.cli.main
 from hmrl.cli.main import main
 from hmrl.envs import benchmark
 from hmrl.envs.benchmarks import Goals
@@ -24,7 +25,7 @@ from hmrl.training.checkpoint import load, weights_path
 from hmrl.types import EnvStep, FloatArray
 from support.paths import TINY, environment
 from support.runs import Run, assert_same, fit_iterations, read_rows
-from support.toy import STEPS, ToyEnvs, tiny_module, toy_data
+from support.toy import STEPS, ToyDataModule, ToyEnvs, tiny_module, toy_data
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -63,10 +64,26 @@ def broken_world(monkeypatch: pytest.MonkeyPatch, toy_world: None) -> dict[str, 
     return broken
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where nothing goes wrong."""
+    folder = tmp_path_factory.mktemp("straight")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(hmrl.cli.main, "MetaWorldDataModule", ToyDataModule)
+        main(command(folder))
+    return folder
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("what", ["observation", "reward"])
 def test_what_the_simulator_says_must_be_finite(
-    what: str, value: float, broken_world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    what: str,
+    value: float,
+    straight: Path,
+    broken_world: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     broken_world.update(what=what, value=value)
     sentence = refused(capsys, *command(tmp_path / "run"))
@@ -76,10 +93,10 @@ def test_what_the_simulator_says_must_be_finite(
     assert [int(row["step"]) for row in read_rows(tmp_path / "run")] == [STEPS] * 2 + [2 * STEPS] * 2
     broken_world["what"] = None  # and the run goes on as if nothing had been
     main(command(tmp_path / "run", "--ckpt_path", "last"))
-    main(command(tmp_path / "straight"))
-    states = [load(tmp_path / d / "checkpoints" / "last.ckpt")["state_dict"] for d in ("run", "straight")]
+    folders = tmp_path / "run", straight
+    states = [load(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in folders]
     assert_same(dict(states[0]), dict(states[1]))
-    assert read_rows(tmp_path / "run") == read_rows(tmp_path / "straight")
+    assert read_rows(tmp_path / "run") == read_rows(straight)
 
 
 @pytest.mark.parametrize(

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hmrl.cli.main
 from hmrl.cli.main import main
 from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.training.callbacks.success_rate import describe_protocol
 from hmrl.training.datamodule import MetaWorldDataModule
 from support.paths import CONFIGS, TINY
+from support.toy import ToyDataModule
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("toy_world")]
 SHORT = ["--budget.env_steps", "260", "--trainer.check_val_every_n_epoch", "100"]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run, of which each test has a copy."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(hmrl.cli.main, "MetaWorldDataModule", ToyDataModule)
+        main(["fit", *TINY, *SHORT, "--run_dir", str(folder)])
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+def run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     """``run(*options)`` tests a short run's last weights; returns the results, or what a refusal says."""
-    main(["fit", *TINY, *SHORT, "--run_dir", str(tmp_path)])
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
 
     def test(*options: str, weights: str = "last", by_name: str = "") -> Any:
         capsys.readouterr()
@@ -114,9 +127,11 @@ def test_another_way_of_acting_is_said_beside_the_numbers(
 
 
 def test_train_families_that_were_not_trained_on_are_said(run: Any) -> None:
+    usual = run()
     other = ("--data.train_families", "[reach,hammer]", "--data.test_families", "[sweep]")
-    results = run("--data.benchmark", "custom", *other)
+    results = run("--data.benchmark", "custom", *other, "--overwrite", "true")
     assert results["differs_from_training"]["train families"] == "hammer not trained on"
+    assert results["weights"] == usual["weights"]  # of one checkpoint
 
 
 def test_copies_of_one_episode_have_no_interval(run: Any, tmp_path: Path, capsys: Any) -> None:

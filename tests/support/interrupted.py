@@ -20,6 +20,7 @@ import torch
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 import hmrl.cli.main
+import hmrl.training.callbacks.latent_analysis
 from hmrl.__main__ import command
 from hmrl.system.terminal import is_first_process
 from support.toy import ToyDataModule
@@ -107,6 +108,7 @@ EVENTS: dict[str, Callable[[], Patch]] = {
 
 if __name__ == "__main__":
     hmrl.cli.main.MetaWorldDataModule = ToyDataModule
+    hmrl.training.callbacks.latent_analysis.draw = lambda findings: {}  # figures take most of `hmrl test`
     if "EVENT" in os.environ:
         setattr(*EVENTS[os.environ["EVENT"]]())
     command()

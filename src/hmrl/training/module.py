@@ -122,6 +122,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         self.training_hparams: Mapping[str, Any] | None = None  # its own
         self._loaded: Mapping[str, Any] | None = None  # what check_deviations must know of it
         self.initial: dict[str, Any] | None = None  # of fine-tuning: the results file's entry init_from
+        self._left: dict[str, Tensor] = {}  # of its weights, what other families have no use for
         self.encoder_config = as_config(TaskEncoderConfig, task_encoder) if task_encoder else None
         self.vae_config = as_config(MacroVAEConfig, macro_vae) if macro_vae else None
         self.network_config = as_config(ActorCriticConfig, actor_critic)
@@ -436,6 +437,7 @@ class HierarchicalMetaRL(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """A resumed run learns at the rates it is given, not at those of the checkpoint."""
+        self._left = {}
         for level, chosen in self._settings.items():
             for group in self._optimizer(level).param_groups:
                 group["lr"], group["weight_decay"] = chosen.lr, chosen.weight_decay
@@ -446,11 +448,13 @@ class HierarchicalMetaRL(pl.LightningModule):
         Raises:
             UserError: naming the settings that differ.
         """
-        training = self._trainer is not None and self.trainer.state.fn == "fit"
+        training, self._left = self._trainer is not None and self.trainer.state.fn == "fit", {}
         if not training and list(checkpoint["hyper_parameters"]["families"]) != list(self.families):
             learning = ["reward_scaler."]  # about training families, and only to learn from
             if self.critic_is_told:
                 learning.append("policy.critic.")
+            replaced = tuple(learning)
+            self._left = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith(replaced)}
             self._keep_own(checkpoint, learning)
         check_network(checkpoint, self, training=training)
         self._loaded = {key: checkpoint[key] for key in ("format", "hyper_parameters") if key in checkpoint}
@@ -462,6 +466,10 @@ class HierarchicalMetaRL(pl.LightningModule):
         """What training began from belongs to the weights."""
         if self.initial:
             checkpoint["init_from"] = self.initial
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name: all of the checkpoint's, whatever families are evaluated."""
+        return self.state_dict() | self._left
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for each level that learns, and for actor and critic each; a step is one kernel."""

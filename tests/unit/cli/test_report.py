@@ -24,18 +24,12 @@ from support.reported import (
     metrics,
     rates,
     result,
-    write_methods,
     write_metrics,
     write_result,
     write_seed,
 )
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> list[str]:
-    return write_methods(tmp_path / "runs")
 
 
 @pytest.fixture

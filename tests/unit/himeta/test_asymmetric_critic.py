@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from hmrl.himeta.losses import actor_loss, critic_loss, macro_vae_loss, ppo_samples, task_encoder_loss
+from hmrl.results.file import digest
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting
 from support.agents import (
@@ -122,3 +123,4 @@ def test_an_agent_is_evaluated_on_other_families_without_them() -> None:
     evaluated.load_state_dict(checkpoint["state_dict"])
     one, other = (play(module, key=[3]) for module in (trained, evaluated))
     assert torch.equal(one.action, other.action)
+    assert digest(evaluated.trained_state()) == digest(trained.state_dict())  # by which results name it

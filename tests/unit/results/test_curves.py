@@ -16,16 +16,10 @@ from support.reported import (
     metrics,
     rates,
     result,
-    write_methods,
     write_metrics,
     write_result,
     write_seed,
 )
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> list[str]:
-    return write_methods(tmp_path / "runs")
 
 
 def test_equal_data_give_equal_files(

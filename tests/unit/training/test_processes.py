@@ -194,6 +194,17 @@ def test_what_srun_starts_and_a_shell_in_a_slurm_job_are_right(slurm: pytest.Mon
     assert strategy_for("auto", "cpu", 2, 1) == DDP
 
 
+@pytest.mark.parametrize("variable", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"])
+def test_an_inherited_variable_of_a_launcher_that_is_not_there_is_named(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one process of its own; of a command in its environment, test_terminal.py."""
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(UserError, match=rf"{variable} is 2 in the environment.* unset {variable}, or start"):
+        settle(trainer)
+
+
 def test_a_launcher_must_start_as_many_processes_as_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     expected = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}

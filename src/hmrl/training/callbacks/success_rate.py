@@ -170,7 +170,7 @@ def _described(data: MetaWorldDataModule, module: HierarchicalMetaRL) -> dict[st
     return {
         "agent": data.test.agent,
         "protocol": describe_protocol(data, module.training_seed),
-        "weights": digest(module.state_dict()) if data.test.agent == "policy" else None,
+        "weights": digest(module.trained_state()) if data.test.agent == "policy" else None,
         "evaluation_seed": data.seed,
     }
 
