@@ -63,6 +63,20 @@ MUTATIONS = (
         ("unit/results/test_fine_tuning.py",),
     ),
     Mutation(
+        "beliefs are chosen by the sum of returns",
+        "evaluation/belief_search.py",
+        "self._total / self._tries.clip(1)",
+        "self._total",
+        ("unit/evaluation/test_belief_search.py",),
+    ),
+    Mutation(
+        "beliefs are to explain what follows a reset",
+        "evaluation/metaworld_protocol.py",
+        "within = decision > 0",
+        "within = due",
+        ("integration/test_belief_trials.py",),
+    ),
+    Mutation(
         "minGRU: its gradient does not go through time",
         "himeta/formulas.py",
         "later = of_state[t] * keep[t]",

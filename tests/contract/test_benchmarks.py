@@ -13,6 +13,7 @@ import hmrl.envs.metaworld
 from hmrl.envs import benchmark, make_envs
 from hmrl.envs.benchmarks import Goals, all_families
 from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.himeta.average_beliefs import AverageBeliefs
 from hmrl.system.errors import UserError
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.types import Acting
@@ -121,7 +122,13 @@ class RandomPolicy(RandomAgent):
 
 def _attached(data: MetaWorldDataModule) -> MetaWorldDataModule:
     """The data module as inside a trainer whose module acts at random."""
-    module = SimpleNamespace(policy=RandomPolicy(), acting=Acting(), iteration=0, critic_is_told=False)
+    module = SimpleNamespace(
+        policy=RandomPolicy(),
+        acting=Acting(),
+        iteration=0,
+        critic_is_told=False,
+        average_beliefs=AverageBeliefs(0),
+    )
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
     return data
 

@@ -22,6 +22,7 @@ import hmrl.training.datamodule
 from hmrl.envs import Backend
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM
 from hmrl.evaluation.protocols import EvaluationConfig
+from hmrl.himeta.average_beliefs import AverageBeliefs
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.types import Acting
 
@@ -109,6 +110,7 @@ def goals_met(
         acting=Acting(),
         stage="train",
         critic_is_told=False,
+        average_beliefs=AverageBeliefs(0),
     )
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
     monkeypatch.setattr(data.replay, "append", lambda _: None)

@@ -71,6 +71,20 @@ OPTIONS = [
         "--data.families_shown true --data.test.protocol meta_world --data.test.backend metaworld",
         *("data.families_shown", "true", "use first_episode or paper"),
     ),
+    (
+        "--data.validation.protocol meta_world --data.validation.backend metaworld "
+        "--data.meta_world.adaptation beliefs --model.task_encoder.reward_coef 0",
+        *("data.meta_world.adaptation", "beliefs", "use memory"),
+    ),
+    (
+        "--data.validation.protocol meta_world --data.validation.backend metaworld "
+        "--data.validation.agent random --data.meta_world.adaptation beliefs",
+        *("data.meta_world.adaptation", "beliefs", "use memory"),
+    ),
+    (
+        "--data.meta_world.adaptation luck",
+        *("data.meta_world.adaptation", "luck", "one of memory, beliefs"),
+    ),
     ("--data.ego_state hand", "data.ego_state", "hand", "one of ego, everything, other"),
     ("--data.envs_per_family 0", "data.envs_per_family", "0", "1 or more"),
     ("--data.horizon 0", "data.horizon", "0", "1 to 500"),

@@ -98,6 +98,18 @@ def test_advantages_are_standardised_over_all_processes(
         assert families.mean((0, 2)).abs().max() > 0.1
 
 
+def test_average_beliefs_are_those_of_all_episodes(
+    ranks: list[dict[str, Result]], alone: dict[str, Result]
+) -> None:
+    expected = alone["information"]["average_beliefs"]
+    found = [rank["information"]["average_beliefs"] for rank in ranks]
+    assert_same(*found)
+    assert expected["count"].tolist() == [ITERATIONS] * 10
+    assert torch.equal(found[0]["count"], expected["count"])
+    assert expected["mean"].std(0).max() > 1e-3  # families differ
+    assert_close(found[0]["mean"], expected["mean"])
+
+
 @each_iteration
 def test_reward_scaler_and_normaliser_have_the_moments_of_all(
     iteration: int, ranks: list[dict[str, Result]], alone: dict[str, Result]

@@ -217,6 +217,7 @@ def learn(
         "states": seen.states,
         "metrics": seen.metrics,
         "advantages": advantages,
+        "average_beliefs": run.module.average_beliefs.state_dict(),
         "rewards": [rollout.reward for rollout in run.recorder.rollouts],
     }
 

@@ -111,12 +111,13 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def learning_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What decides how training goes on."""
+    """What decides how training goes on, and the average beliefs beside it."""
     (replay,) = [v for k, v in checkpoint.items() if k.endswith("DataModule")]
     return {
         "weights and buffers": checkpoint["state_dict"],
         "optimizers": checkpoint["optimizer_states"],
         "data": replay,
+        "average beliefs": checkpoint.get("average_beliefs"),
         "epoch": checkpoint["epoch"],
         "global_step": checkpoint["global_step"],
         "loops": checkpoint["loops"],

@@ -22,6 +22,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from hmrl.cli.messages import one_sentence
 from hmrl.cli.parser import INVOCATION, Parser
+from hmrl.evaluation.belief_search import check_beliefs
 from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
 from hmrl.system.terminal import hold_signals, is_first_process
@@ -196,6 +197,8 @@ class HmrlCLI(LightningCLI):
             )
         episodes = len(data.families) * data.envs_per_family // world_size
         check_rollout(model.ppo, model.vae_config, model.gradients, model.acting, decisions, episodes)
+        if data.validation.protocol == "meta_world" and data.meta_world.adaptation == "beliefs":
+            check_beliefs(model.policy, None, decisions)
         if self._saved:
             check_network(self._saved, model, training=True)
             saved, seed, self._saved = self._saved["hyper_parameters"]["seed"], model.seed, None

@@ -12,8 +12,10 @@ from hmrl.envs import Backend, Benchmark
 from hmrl.envs.benchmarks import Goals
 from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.evaluation.baselines import choose_agent
+from hmrl.evaluation.belief_search import check_beliefs
 from hmrl.evaluation.metaworld_protocol import Trials, evaluate_trials, make_trial_envs
 from hmrl.evaluation.protocols import EvaluationConfig, MetaWorldConfig
+from hmrl.himeta.average_beliefs import AverageBeliefs
 from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.rollouts.stream import RolloutStream
@@ -38,14 +40,23 @@ class Evaluator:
     seed: int  # of acting, as the stream
     stream: int
     policy: HierarchicalPolicy  # the trained agent; the config may choose another one to compare it with
+    average_beliefs: AverageBeliefs  # its own, of training families
     build: Callable[[Goals], TaskEnvs]  # this rank's environments
 
     def streams(self) -> list[RolloutStream[Evaluated]]:
-        """Training families, then held-out families, in every mode."""
+        """Training families, then held-out families, in every mode.
+
+        Raises:
+            UserError: for an agent that cannot adapt as it is set to.
+        """
         modes = list(self.modes.items())
         if self.config.agent != "policy":  # it has no levels to act in several ways with
             modes = modes[:1]
-        make = self._trials if self.config.protocol == "meta_world" else self._rollouts
+        by_trials = self.config.protocol == "meta_world"
+        if by_trials and self.meta_world.adaptation == "beliefs":
+            decisions = -(-self.horizon // self.policy.decision_interval)
+            check_beliefs(self.policy, self.average_beliefs.known(), decisions)
+        make = self._trials if by_trials else self._rollouts
         return [make("train", modes), make("test", modes)]
 
     def _rollouts(self, split: Split, modes: list[tuple[str, Acting]]) -> RolloutStream[Evaluated]:
@@ -100,6 +111,7 @@ class Evaluator:
             )
             with closing(envs), seeded(self.seed, self.stream, 0, int(split == "test"), i):
                 agent = choose_agent(self.config.agent, self.policy, envs.families, self.benchmark.world)
-                return evaluate_trials(agent, envs, self.meta_world, acting, split, mode)
+                averages = self.average_beliefs.known()
+                return evaluate_trials(agent, envs, self.meta_world, acting, split, mode, averages)
 
         return RolloutStream(len(modes), draw)

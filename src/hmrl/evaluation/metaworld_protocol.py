@@ -15,15 +15,17 @@ from torch import Tensor
 from hmrl.envs import Benchmark
 from hmrl.envs.benchmarks import ACTION_DIM, GOAL_INDICES, OBSERVATION_DIM, metaworld_name
 from hmrl.envs.workers import workers
+from hmrl.evaluation.belief_search import BeliefSearch, Candidates, Mask
 from hmrl.evaluation.protocols import MetaWorldConfig
+from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.rollouts.collect import few_threads, require_finite, where_it_is_faster
-from hmrl.types import Acting, Agent, Carry, FloatArray, Outcomes, Split
+from hmrl.types import Acting, ActorStep, Agent, Carry, FloatArray, Outcomes, Split
 
 _REWARD = OBSERVATION_DIM + ACTION_DIM  # where Meta-World's recurrent observations hold the last reward
 
 
 class TrialAgent:
-    """An agent as ``metaworld.evaluation.MetaLearningAgent``: memory is all the adaptation there is.
+    """An agent as ``metaworld.evaluation.MetaLearningAgent`` that adapts by its memory alone.
 
     Environments may be in the middle of a decision interval or at the start of an episode, each for
     itself. Only :meth:`init` clears memory: Meta-World calls ``reset`` after every episode. At an episode's
@@ -78,7 +80,7 @@ class TrialAgent:
             self._check("reward", self._reward)
             seen = torch.tensor(observation, dtype=torch.float32, device=self._device)
             reward = torch.tensor(self._reward, dtype=torch.float32, device=self._device)
-            step, carry = self._agent.act(seen, reward, self._carry, self._acting)
+            step, carry = self._decide(seen, reward, due)
             self._carry = _choose(torch.from_numpy(due), carry, self._carry)
             action = step.action.clamp(-1, 1).cpu().numpy()
             self._check("actor's action", action)
@@ -87,6 +89,73 @@ class TrialAgent:
             self._wait[due] = self._agent.decision_interval
         self._wait -= 1
         return self._action.copy()
+
+    def _decide(self, seen: Tensor, reward: Tensor, due: Mask) -> tuple[ActorStep, Carry]:
+        """What the agent does, of which that of the environments ``due`` ``[B]`` counts."""
+        return self._agent.act(seen, reward, self._carry, self._acting)
+
+
+class SearchingTrialAgent(TrialAgent):
+    """A policy that searches, beside its memory, for the belief to act on (:class:`BeliefSearch`).
+
+    It is told rewards, and when episodes end, but neither families nor success. The last transition of an
+    episode explains nothing, for what it led to is not observed.
+
+    Args:
+        policy: with a task encoder that has a decoder of rewards.
+        acting, families: as for :class:`TrialAgent`.
+        averages: beliefs of training families, by decision of an episode. ``[F, T, belief_dim]``
+        episodes: of adaptation, in a trial.
+    """
+
+    def __init__(
+        self,
+        policy: HierarchicalPolicy,
+        acting: Acting,
+        families: Sequence[str],
+        averages: Tensor,
+        episodes: int,
+    ) -> None:
+        super().__init__(policy, acting, families)
+        assert isinstance(self._agent, HierarchicalPolicy)  # perhaps a copy, on another device
+        self._policy = self._agent
+        self._candidates, self._episodes = Candidates(self._policy, averages), episodes
+
+    def init(self) -> None:
+        """A new trial: forget everything."""
+        super().init()
+        self.search = BeliefSearch(self._candidates.others, self._count, self._episodes)
+        self._adapts = True
+        self._decision = np.zeros(self._count, dtype=int)  # of the episode, the next one's number
+        self._return = np.zeros(self._count)
+
+    def reset(self, env_mask: Any) -> None:
+        """An episode begins where ``env_mask`` ``[B]`` says."""
+        super().reset(env_mask)
+        self._decision[np.asarray(env_mask, dtype=np.bool_)] = 0
+
+    def step(self, timestep: Any) -> None:
+        """What an adaptation step brought; after an episode, the belief to act on in the next one."""
+        super().step(timestep)
+        self._return += timestep.reward
+        ended = np.logical_or(timestep.terminated, timestep.truncated)
+        self.search.record(ended, self._return)
+        self._return[ended] = 0
+
+    def adapt(self) -> None:
+        """Adaptation is over: the belief that served best has been chosen."""
+        self._adapts = False
+
+    def _decide(self, seen: Tensor, reward: Tensor, due: Mask) -> tuple[ActorStep, Carry]:
+        decision = np.where(due, self._decision, 0)  # of others it may be beyond the last one
+        imposed = self._candidates.imposed(self.search.chosen, decision)
+        step, carry = self._policy.act(seen, reward, self._carry, self._acting, imposed)
+        within = decision > 0
+        if self._adapts and within.any():
+            last = (decision - 1).clip(0)
+            self.search.explain(self._candidates.errors(self._carry, carry, reward, last), within)
+        self._decision[due] += 1
+        return step, carry
 
 
 def _choose(due: Tensor, new: Carry, old: Carry) -> Carry:
@@ -249,14 +318,31 @@ class Trials:
 
 @torch.no_grad()
 def evaluate_trials(
-    agent: Agent, envs: RecordedEnvs, config: MetaWorldConfig, acting: Acting, split: Split, mode: str
+    agent: Agent,
+    envs: RecordedEnvs,
+    config: MetaWorldConfig,
+    acting: Acting,
+    split: Split,
+    mode: str,
+    averages: Tensor | None = None,
 ) -> Trials:
-    """Meta-World's ``metalearning_evaluation`` of ``agent``; ``split`` and ``mode`` are labels."""
+    """Meta-World's ``metalearning_evaluation`` of ``agent``; ``split`` and ``mode`` are labels.
+
+    Args:
+        averages: beliefs of training families, of which one may be acted on where ``config.adaptation`` says
+            so; see :class:`SearchingTrialAgent`.
+    """
     from metaworld.evaluation import metalearning_evaluation
 
+    trial_agent = TrialAgent(agent, acting, envs.families)
+    if config.adaptation == "beliefs":
+        assert isinstance(agent, HierarchicalPolicy)
+        assert averages is not None
+        episodes = config.adaptation_episodes
+        trial_agent = SearchingTrialAgent(agent, acting, envs.families, averages, episodes)
     with few_threads(envs.num_envs):
         success, mean_return, by_family = metalearning_evaluation(
-            TrialAgent(agent, acting, envs.families),
+            trial_agent,
             envs,
             num_evals=config.num_evals,
             adaptation_episodes=config.adaptation_episodes,

@@ -15,6 +15,7 @@ from hmrl.system.rules import Checked, Count, Rule, as_config
 from hmrl.types import Acting, Split
 
 Protocol = Literal["first_episode", "paper", "meta_world"]
+Adaptation = Literal["memory", "beliefs"]
 
 
 @dataclass
@@ -132,9 +133,11 @@ _CountOrNull = Annotated[int | None, Rule("1 or more, or null", lambda x: x is N
 
 @dataclass
 class MetaWorldConfig(Checked):
-    """Of the protocol ``meta_world``; the names and defaults are Meta-World's.
+    """Of the protocol ``meta_world``; the names and defaults are Meta-World's, save ``adaptation``.
 
     Args:
+        adaptation: of the policy over a trial: by its memory alone (``memory``), or also by the choice of a
+            training family's average belief (``beliefs``, :mod:`hmrl.evaluation.belief_search`).
         num_evals: trials an environment, each on another of its goals.
         adaptation_episodes: before evaluation, in each trial.
         evaluation_episodes: of each family, first to end, over its environments.
@@ -144,13 +147,19 @@ class MetaWorldConfig(Checked):
     KEY = "data.meta_world"
     total_tasks_per_cls = 40  # goals a family, which its environments share
 
+    adaptation: Adaptation = "memory"
     num_evals: Count = 10
     adaptation_episodes: Count = 10
     evaluation_episodes: Count = 3
     meta_batch_size: _CountOrNull = None
 
-    def check(self, key: str, splits: Iterable[Sequence[str]], world_size: int) -> None:
+    def check(self, key: str, agent: AgentName, splits: Iterable[Sequence[str]], world_size: int) -> None:
         """Raise a UserError for what could not be evaluated; ``key`` is where it is set, as "data.test"."""
+        if self.adaptation == "beliefs" and agent != "policy":
+            raise UserError(
+                f"data.meta_world.adaptation is beliefs, but {key}.agent is {agent}, which has none: use "
+                "memory"
+            )
         for families in splits:
             self.batch(len(families))
         if world_size > 1:

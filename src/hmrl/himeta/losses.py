@@ -146,12 +146,10 @@ def reward_loss(
     belief has one of its own in its categories. Not in HiMeta: value alone does not ask for the task where
     the critic can read the reward's height off the latest context.
     """
-    assert encoder.reward_decoder is not None
     about = questions(policy, episodes, samples)
-    seen = [at(sequence.belief, about.asked), about.state, about.action, about.next_state]
-    predicted = encoder.reward_decoder(torch.cat(seen, dim=-1)).squeeze(-1)
-    error: Tensor = (predicted - about.reward).square().mean()
-    return error
+    belief = at(sequence.belief, about.asked)
+    predicted = encoder.predicted_reward(belief, about.state, about.action, about.next_state)
+    return (predicted - about.reward).square().mean()
 
 
 def mixture_loss(

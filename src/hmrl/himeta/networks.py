@@ -183,6 +183,18 @@ class TaskEncoder(nn.Module):
             dim=-1,
         )
 
+    def predicted_reward(self, belief: Tensor, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """r_hat(y, s, a, s') ``[...]``, as contexts hold rewards; only with a reward decoder.
+
+        Args:
+            belief: ``[..., belief_dim]``.
+            state, next_state: normalised, ``[..., S]``.
+            action: as executed, ``[..., A]``.
+        """
+        assert self.reward_decoder is not None
+        decoded: Tensor = self.reward_decoder(torch.cat([belief, state, action, next_state], dim=-1))
+        return decoded.squeeze(-1)
+
     def probabilities(self, out: Tensor) -> Tensor:
         """The categories' probabilities ``[..., G, K]`` from what :meth:`forward` gave."""
         probabilities: Tensor = self.by_variable(out).softmax(-1)
@@ -261,6 +273,10 @@ class MixtureEncoder(TaskEncoder):
         parts = out[..., self.categories :].unflatten(-1, (self.categories, 2 * self.latent_dim))
         mean, log_std = parts.chunk(2, dim=-1)
         return mean, bounded(log_std, *_LOG_STD_RANGE).exp()
+
+    def predicted_reward(self, belief: Tensor, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """r_hat(x, s, a, s') ``[...]`` at the mean x that a belief ends with."""
+        return super().predicted_reward(belief[..., self.categories :], state, action, next_state)
 
     def prior(self) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of p(x | y) for every y, each ``[K, L]``."""

@@ -29,6 +29,13 @@ class BeliefSequence(NamedTuple):
     out: Tensor  # [T+1, B, ...], what the encoder made both of
 
 
+class Imposed(NamedTuple):
+    """Beliefs that some environments act on instead of their own."""
+
+    where: Tensor  # [B] bool, in which environments
+    belief: Tensor  # [B, belief_dim], anything elsewhere
+
+
 class HierarchicalPolicy(nn.Module):
     """Task encoder, macro-VAE, actor and critic, with the normaliser that they share.
 
@@ -112,11 +119,15 @@ class HierarchicalPolicy(nn.Module):
         reward: Tensor | npt.ArrayLike,
         carry: Carry,
         acting: Acting,
+        imposed: Imposed | None = None,
     ) -> tuple[ActorStep, Carry]:
         """One decision from raw ``observation`` ``[B, S]`` and the raw ``reward`` ``[B]`` since the last.
 
         They may be tensors or NumPy's arrays, of any precision: they are made what the carry is. Switches to
         evaluation mode, so that dropout never acts.
+
+        Args:
+            imposed: what z and action follow from instead of the belief made of memory, which runs on.
 
         Raises:
             UserError: for another S, or another B than the carry's.
@@ -150,6 +161,8 @@ class HierarchicalPolicy(nn.Module):
             belief = self.belief(logits[0], acting)
         if acting.permute == "task_belief":
             belief = belief[_donors(len(belief)).to(belief.device)]
+        if imposed is not None:
+            belief = torch.where(imposed.where[:, None], imposed.belief, belief)
         macro_action = self.macro_action(state, belief, acting)
         if acting.permute == "macro_action":
             macro_action = macro_action[_donors(len(state)).to(state.device)]

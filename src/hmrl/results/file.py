@@ -1,6 +1,6 @@
 """The file in which ``hmrl test`` leaves its numbers.
 
-Schema 1, JSON, one file a run and protocol:
+Schema 1, JSON, one file a run and protocol (:func:`protocol_label`):
 
 - ``schema``: 1. ``agent``: "policy", "expert" or "random". ``seed``: of training; ``evaluation_seed``: of the
   evaluation's goals and actions. ``checkpoint``: path or null; ``weights``:
@@ -9,7 +9,8 @@ Schema 1, JSON, one file a run and protocol:
 - ``protocol``: ``name`` and what it was run with: ``backend``, ``goals_per_family`` (different goals),
   ``episodes_per_family`` (scored, a mode), ``training_goals`` (true), if training families are tested on
   goals that training had too, and ``goals_shown`` and ``families_shown`` (true), if agents see them;
-  for meta_world Meta-World's own parameters, and ``goals_per_family`` by split; ``perturbation``, if
+  for meta_world Meta-World's own parameters, ``goals_per_family`` by split, and ``adaptation``, "beliefs",
+  if it was not by memory alone; ``perturbation``, if
   there was one: returns are then those that the agent saw; and ``age``, episodes of training that the
   world has gone through, if it changes over training.
 - ``git``: ``revision`` and whether source or configurations were ``modified``, of what evaluated;
@@ -22,7 +23,8 @@ Schema 1, JSON, one file a run and protocol:
 - ``scores``: split -> mode -> family or "mean" -> ``episodes`` (equal ones count once), ``success`` (any
   step) with its 95 % interval ``low``, ``high`` (over episodes, which are goals where each has one; null
   where there is one goal a family and nothing is drawn), ``final_success`` (last step), ``episode_return``.
-  Under meta_world they are those of the last adaptation episode.
+  Under meta_world they are those of the last adaptation episode; with adaptation by beliefs, that is played
+  on the belief that served best in those before.
 - ``differs_from_training``: in words, how each mode acts that acts otherwise than in training, and, under
   "train families", which of these the agent was not trained on, and, under "test families", which of these
   it was trained on before fine-tuning.
@@ -52,8 +54,17 @@ SCHEMA = 1
 PRIMARY_MODE = "sampled"  # its metrics carry no suffix
 
 
+def protocol_label(described: Mapping[str, Any]) -> str:
+    """By what numbers are told apart, as ``meta_world`` or ``meta_world-beliefs``.
+
+    Args:
+        described: the entry ``protocol``.
+    """
+    return "-".join(described[key] for key in ("name", "adaptation") if key in described)
+
+
 def results_path(results_dir: str | Path, protocol: str) -> Path:
-    """Where the results of a protocol go."""
+    """Where the results of a protocol go, by its label."""
     return Path(results_dir) / f"test-{protocol}.json"
 
 
@@ -78,7 +89,7 @@ def check_replaceable(
     Raises:
         UserError: naming what differs.
     """
-    path = results_path(results_dir, described["protocol"]["name"])
+    path = results_path(results_dir, protocol_label(described["protocol"]))
     if not path.is_file():
         return
     try:

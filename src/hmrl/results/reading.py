@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from hmrl.results.file import SCHEMA
+from hmrl.results.file import SCHEMA, protocol_label
 from hmrl.results.runs import (
     AFTER_FINE_TUNING,
     FINE_TUNED,
@@ -259,7 +259,8 @@ def read_result(path: Path, mode: str) -> list[dict[str, Any]]:
         differs = content.get("differs_from_training") or {}
         said = (mode, "train families", "test families")
         known = {
-            "protocol": content["protocol"]["name"] + (AFTER_FINE_TUNING if content.get("init_from") else ""),
+            "protocol": protocol_label(content["protocol"])
+            + (AFTER_FINE_TUNING if content.get("init_from") else ""),
             "steps": content["env_steps"],
             "revision": _revision(content["git"]),
             "training_revision": _revision(content.get("training_git")),

@@ -17,10 +17,10 @@ from hmrl.system.provenance import git_revision
 
 # What weights mean: in 1 (or without it) deviations are clamped to their range, in 2 bounded smoothly.
 FORMAT = 2
-# What the twin keeps: networks, normaliser and configuration. No optimizers, no replay.
+# What the twin keeps: networks, normaliser, average beliefs and configuration. No optimizers, no replay.
 _EXPORTED = (
     *("state_dict", "hyper_parameters", "datamodule_hyper_parameters", "pytorch-lightning_version"),
-    *("epoch", "global_step", "git", "format", "init_from"),
+    *("epoch", "global_step", "git", "format", "init_from", "average_beliefs"),
 )
 
 

@@ -16,6 +16,7 @@ from hmrl.envs.wrappers.perturb import Perturbation, PerturbedEnvs, sensors_of
 from hmrl.envs.wrappers.shown import HiddenGoals, ShownFamilies
 from hmrl.evaluation.evaluator import Evaluated, Evaluator
 from hmrl.evaluation.protocols import EvaluationConfig, MetaWorldConfig, default_modes
+from hmrl.himeta.average_beliefs import AverageBeliefs
 from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.rollouts.collector import Collector
 from hmrl.rollouts.replay import TrajectoryReplay, check_capacity, deal
@@ -35,11 +36,15 @@ _WORLD = ("goals_per_family", "goals_shown", "families_shown", "horizon", "episo
 
 
 class Learner(Protocol):
-    """The module that is trained: who acts and how, how far it has come, and what its critic knows."""
+    """The module that is trained: who acts and how, how far it has come, and what its critic knows.
+
+    ``average_beliefs`` are those of training families.
+    """
 
     policy: HierarchicalPolicy
     critic_is_told: bool
     acting: Acting
+    average_beliefs: AverageBeliefs
     iteration: Tensor
     env_steps: Tensor
 
@@ -167,7 +172,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
             _check_share("data.envs_per_family", self.envs_per_family, world_size)
         self.benchmark.check_installed(f"{key}.backend", config.backend or self.backend)
         if config.protocol == "meta_world":
-            self.meta_world.check(key, [self.benchmark.train, self.benchmark.test], world_size)
+            splits = self.benchmark.train, self.benchmark.test
+            self.meta_world.check(key, config.agent, splits, world_size)
         _check_share(f"{key}.envs_per_family", config.envs_per_family, world_size)
 
     def check_world(self, checkpoint: Mapping[str, Any], evaluation: EvaluationConfig) -> None:
@@ -341,6 +347,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
             self.seed,
             stream,
             learner.policy,
+            learner.average_beliefs,
             build,
         )
 

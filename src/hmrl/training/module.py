@@ -14,6 +14,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from hmrl.himeta.average_beliefs import AverageBeliefs
 from hmrl.himeta.config import (
     ActorCriticConfig,
     Gradients,
@@ -168,6 +169,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         for level in self.frozen:
             self.policy.get_submodule(level).requires_grad_(False)
         self.reward_scaler = RewardScaler(self.ppo.reward_scale, self.ppo.gamma, len(self.families))
+        self.average_beliefs = AverageBeliefs(len(self.families))
         self.register_buffer("env_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
 
@@ -197,6 +199,8 @@ class HierarchicalMetaRL(pl.LightningModule):
                 metrics |= self._update_actor_critic(rollout)
             if not self.frozen:
                 self.policy.observe(rollout.observation, rollout.reward, rollout.hidden_goal)
+        if self.policy.task_encoder:
+            self.average_beliefs.update(rollout)
         self.iteration += 1
         self.env_steps += rollout.env_steps * world_size
         self._log(metrics | rollout_metrics(rollout, beliefs))
@@ -442,6 +446,13 @@ class HierarchicalMetaRL(pl.LightningModule):
             for group in self._optimizer(level).param_groups:
                 group["lr"], group["weight_decay"] = chosen.lr, chosen.weight_decay
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the average beliefs, and what training began from, beside the networks."""
+        if self.policy.task_encoder:
+            checkpoint["average_beliefs"] = self.average_beliefs.state_dict()
+        if self.initial:
+            checkpoint["init_from"] = self.initial
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another network; on another benchmark's families, keep this model's reward scale.
 
@@ -457,15 +468,12 @@ class HierarchicalMetaRL(pl.LightningModule):
             self._left = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith(replaced)}
             self._keep_own(checkpoint, learning)
         check_network(checkpoint, self, training=training)
+        if "average_beliefs" in checkpoint:
+            self.average_beliefs.load_state_dict(checkpoint["average_beliefs"])
         self._loaded = {key: checkpoint[key] for key in ("format", "hyper_parameters") if key in checkpoint}
         self.training_seed = checkpoint["hyper_parameters"]["seed"]
         self.training_git, self.initial = checkpoint.get("git"), checkpoint.get("init_from")
         self.training_hparams = None if training else checkpoint["hyper_parameters"]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What training began from belongs to the weights."""
-        if self.initial:
-            checkpoint["init_from"] = self.initial
 
     def trained_state(self) -> dict[str, Tensor]:
         """Parameters and buffers by name: all of the checkpoint's, whatever families are evaluated."""

@@ -14,6 +14,7 @@ from scipy.stats import ttest_1samp, ttest_ind
 
 from hmrl.cli.report import main
 from hmrl.results import curves
+from hmrl.results.file import protocol_label
 from hmrl.results.statistics import Estimate
 from hmrl.results.tables import cell, reached_cell
 from hmrl.system.errors import UserError
@@ -179,6 +180,24 @@ def test_meta_worlds_own_number_stands_beside_ours(runs: list[str], tmp_path: Pa
     assert "‡ Two seeds: the range of two seeds, which is no interval" in text
     assert len(row(text, "three", "Success, protocol first_episode")) == 6
     assert "(figures/success-meta_world.png)" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_adaptation_by_beliefs_has_a_section_of_its_own(tmp_path: Path) -> None:
+    """From the results files, and from the tables that were made of them."""
+    run = tmp_path / "three-seed1"
+    for adaptation, success in (({}, 0.1), ({"adaptation": "beliefs"}, 0.3)):
+        content = result(rates(success, success, success), protocol="meta_world")
+        content["protocol"] |= adaptation
+        write_result(run, content, protocol_label(content["protocol"]))
+    assert (run / "test-meta_world-beliefs.json").is_file()
+    for read, out in ((run, "out"), (tmp_path / "out", "again")):
+        text = report([str(read)], tmp_path / out)
+        for title, success in (("meta_world", "0.10"), ("meta_world-beliefs", "0.30")):
+            cells = row(text, "three", f"Success, protocol {title}\n")
+            assert cells[2].startswith(success)
+        assert "adaptation: beliefs" in text.split("protocol meta_world-beliefs")[1]
+        assert "adaptation differs" not in text
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -18,7 +18,15 @@ from hmrl.envs.benchmarks import same_goals
 from hmrl.envs.wrappers.perturb import Perturbation
 from hmrl.evaluation.metaworld_protocol import Trials
 from hmrl.evaluation.metrics import FamilyOutcomes, Score
-from hmrl.results.file import PRIMARY_MODE, SCHEMA, check_replaceable, digest, episode_columns, results_path
+from hmrl.results.file import (
+    PRIMARY_MODE,
+    SCHEMA,
+    check_replaceable,
+    digest,
+    episode_columns,
+    protocol_label,
+    results_path,
+)
 from hmrl.system.distributed import gather, together
 from hmrl.system.paths import local_path
 from hmrl.system.provenance import provenance
@@ -107,6 +115,9 @@ class SuccessRate(pl.Callback):
         )
         if trainer.is_global_zero:
             say(trainer, success_table(self.scores, int(pl_module.env_steps), _differs(trainer, pl_module)))
+            if self.official:
+                adaptation = data_of(trainer).meta_world.adaptation
+                say(trainer, f"protocol meta_world with data.meta_world.adaptation {adaptation}")
             for split, modes in self.official.items():
                 for mode, official in modes.items():
                     own = f"Meta-World's own evaluation, {split} families, {mode}: {official['success']:.2f}"
@@ -120,7 +131,7 @@ class SuccessRate(pl.Callback):
         episodes = [part for parts in gather(self._episodes) for part in parts]
         if trainer.is_global_zero:
             results = self._results(trainer, pl_module, episodes)
-            path = results_path(self.results_dir, results["protocol"]["name"])
+            path = results_path(self.results_dir, protocol_label(results["protocol"]))
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.tmp")  # whoever finds results finds them whole
             temporary.write_text(json.dumps(results) + "\n")
@@ -204,6 +215,8 @@ def describe_protocol(data: MetaWorldDataModule, training_seed: int | None = Non
         return described | {"goals_per_family": goals.per_family, "episodes_per_family": episodes}
     for name in ("num_evals", "adaptation_episodes", "evaluation_episodes", "total_tasks_per_cls"):
         described[name] = getattr(own, name)
+    if own.adaptation != "memory":
+        described["adaptation"] = own.adaptation
     families = {"train": len(data.benchmark.train), "test": len(data.benchmark.test)}
     batches = {split: own.batch(count) for split, count in families.items()}
     met = {split: own.num_evals * batches[split] // count for split, count in families.items()}
