@@ -1,6 +1,6 @@
 """How long until an agent succeeds? Steps and minutes to 0.3, 0.4 and 0.5 success of training episodes.
 
-python benchmarks/time_to_success.py default=runs/default-seed1 runs/default-seed2 flat=runs/flat-seed1 sb3=runs/sb3-seed1
+python benchmarks/time_to_success.py default=runs/default-seed1 runs/default-seed2 sb3=runs/sb3-seed1
 python benchmarks/time_to_success.py default=runs/default-seed1 --rate 6000
 
 Reads RUN_DIR/metrics.csv. Success is the mean over the last 150,000 environment steps. Minutes are as the

@@ -21,6 +21,7 @@ from hmrl.himeta.average_beliefs import AverageBeliefs
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.system.errors import UserError
 from hmrl.training import checkpoint
+from hmrl.training.compatibility import check_settings
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.module import HierarchicalMetaRL
 
@@ -69,6 +70,7 @@ def main() -> None:
         if out.exists():
             raise UserError(f"{out} is there already: choose another --out")
         saved: dict[str, Any] = checkpoint.load(path)
+        check_settings(saved["hyper_parameters"])
         if saved["hyper_parameters"]["task_encoder"] is None:
             raise UserError(f"{path} is of an agent without a task encoder, which has no beliefs")
         if "datamodule_hyper_parameters" not in saved:

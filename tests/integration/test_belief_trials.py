@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,27 @@ def test_agents_without_beliefs_are_refused(agent: Any) -> None:
     data.test.agent = agent
     with pytest.raises(UserError, match=re.escape(f"data.test.agent is {agent}, which has none: use memory")):
         data.check("test", 1)
+
+
+def test_a_mode_that_permutes_the_belief_is_refused() -> None:
+    """The search would put its own belief in the place of the permuted one."""
+    data = beliefs_data(modes={"sampled": Acting(), "permuted": Acting(permute="task_belief")})
+    with pytest.raises(UserError, match="mode permuted permutes the belief"):
+        data.check("test", 1)
+    data.meta_world = replace(data.meta_world, adaptation="memory")
+    data.check("test", 1)
+
+
+def test_evaluations_of_a_training_that_begins_need_no_beliefs_yet() -> None:
+    """Lightning may ask for them before the first rollout."""
+    data = beliefs_data(validation=EvaluationConfig(backend="metaworld", protocol="meta_world"))
+    module = tiny_module(data)
+    state = SimpleNamespace(fn="fit")
+    data.trainer = SimpleNamespace(state=state, lightning_module=module)
+    assert len(data.val_dataloader()) == 2
+    state.fn = "validate"
+    with pytest.raises(UserError, match="the checkpoint holds no average beliefs"):
+        data.val_dataloader()
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,11 @@ class HmrlCLI(LightningCLI):
         else:
             if origin := self._get(self.config, "init_from"):
                 model.init_from(origin)
+                if (before := (model.initial or {})["goals_shown"]) != data.goals_shown:
+                    raise UserError(
+                        f"init_from is {origin}: its agent was trained with data.goals_shown {before}, and "
+                        f"here it is {data.goals_shown}: use the same"
+                    )
             model.check_frozen_have_learnt()
         if best["save_top_k"] not in (0, 1):  # several under one name: it would hold the last of them
             raise UserError(f"best_checkpoint.save_top_k is {best['save_top_k']}: use 1, or 0 for none")

@@ -43,8 +43,11 @@ class Evaluator:
     average_beliefs: AverageBeliefs  # its own, of training families
     build: Callable[[Goals], TaskEnvs]  # this rank's environments
 
-    def streams(self) -> list[RolloutStream[Evaluated]]:
+    def streams(self, *, learnt: bool = True) -> list[RolloutStream[Evaluated]]:
         """Training families, then held-out families, in every mode.
+
+        Args:
+            learnt: whether there must be average beliefs already, and not only by the first evaluation.
 
         Raises:
             UserError: for an agent that cannot adapt as it is set to.
@@ -55,7 +58,7 @@ class Evaluator:
         by_trials = self.config.protocol == "meta_world"
         if by_trials and self.meta_world.adaptation == "beliefs":
             decisions = -(-self.horizon // self.policy.decision_interval)
-            check_beliefs(self.policy, self.average_beliefs.known(), decisions)
+            check_beliefs(self.policy, self.average_beliefs.known() if learnt else None, decisions)
         make = self._trials if by_trials else self._rollouts
         return [make("train", modes), make("test", modes)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -153,8 +153,21 @@ class MetaWorldConfig(Checked):
     evaluation_episodes: Count = 3
     meta_batch_size: _CountOrNull = None
 
-    def check(self, key: str, agent: AgentName, splits: Iterable[Sequence[str]], world_size: int) -> None:
+    def check(
+        self,
+        key: str,
+        agent: AgentName,
+        modes: Mapping[str, Acting],
+        splits: Iterable[Sequence[str]],
+        world_size: int,
+    ) -> None:
         """Raise a UserError for what could not be evaluated; ``key`` is where it is set, as "data.test"."""
+        permuted = [mode for mode, acting in modes.items() if acting.permute == "task_belief"]
+        if self.adaptation == "beliefs" and permuted:
+            raise UserError(
+                f"data.meta_world.adaptation is beliefs, but mode {permuted[0]} permutes the belief, which "
+                "the search would replace: use memory, or leave that mode out"
+            )
         if self.adaptation == "beliefs" and agent != "policy":
             raise UserError(
                 f"data.meta_world.adaptation is beliefs, but {key}.agent is {agent}, which has none: use "

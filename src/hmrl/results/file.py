@@ -16,8 +16,8 @@ Schema 1, JSON, one file a run and protocol (:func:`protocol_label`):
 - ``git``: ``revision`` and whether source or configurations were ``modified``, of what evaluated;
   ``training_git``: of what trained, null if the checkpoint does not say. Null outside a checkout.
 - ``init_from``: null, or of a fine-tuned agent the weights that training began from: their ``path`` and
-  SHA-256 (``weights``), ``env_steps``, ``seed``, ``families`` and ``git`` of their training, and their own
-  ``init_from``.
+  SHA-256 (``weights``), ``env_steps``, ``seed``, ``families``, ``goals_shown`` and
+  ``git`` of their training, and their own ``init_from``.
 - ``packages`` (versions), ``python``, ``platform``; ``started`` (UTC, ISO 8601) and ``wall_time_s``.
 - ``model``, ``data``: the complete configuration.
 - ``scores``: split -> mode -> family or "mean" -> ``episodes`` (equal ones count once), ``success`` (any
@@ -27,7 +27,7 @@ Schema 1, JSON, one file a run and protocol (:func:`protocol_label`):
   on the belief that served best in those before.
 - ``differs_from_training``: in words, how each mode acts that acts otherwise than in training, and, under
   "train families", which of these the agent was not trained on, and, under "test families", which of these
-  it was trained on before fine-tuning.
+  it was trained on, at last or before fine-tuning.
 - ``episodes``: split -> mode -> family -> columns of equal length, an entry an episode: ``goal``, ``number``
   (of the episode on its goal), ``success``, ``final_success`` (0 or 1), ``return``, ``length`` (simulator
   steps), and under meta_world ``phase``, "adaptation" or "evaluation", within which ``number`` counts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -81,8 +82,12 @@ class Runs:
         return list(self.of_protocol(protocol)["method"].unique())
 
     def series(self, method: str, metric: str) -> list[tuple[Array, Array]]:
-        """Of each seed that logged a metric its environment steps ``[N]``, increasing, and its values."""
-        if metric not in self.metrics:
+        """Of each seed that logged a metric its environment steps ``[N]``, increasing, and its values.
+
+        None of fine-tuned methods on held-out families, where there are others: they may have learnt them.
+        """
+        apart = method in self.fine_tuned and set(self.proper) - self.fine_tuned
+        if metric not in self.metrics or (apart and re.search("/test(/|$)", metric)):
             return []
         found = self.metrics[self.metrics["method"] == method].dropna(subset=[metric])
         return [(rows["step"].to_numpy(), rows[metric].to_numpy()) for _, rows in found.groupby("seed")]

@@ -157,14 +157,9 @@ def family_table(runs: Runs, protocol: str) -> str:
 
 
 def steps_table(runs: Runs, metric: str, thresholds: Sequence[float], window: float) -> str:
-    """Environment steps to each success rate, a row a method, a column a threshold; empty without data.
-
-    On held-out families without fine-tuned methods, which are not to be compared with others there.
-    """
-    rows, apart = [], runs.fine_tuned if "/test/" in metric else ()
+    """Environment steps to each success rate, a row a method, a column a threshold; empty without data."""
+    rows = []
     for method, title in runs.titles.items():
-        if method in apart:
-            continue
         if reached := _reached(runs, method, metric, thresholds, window):
             rows.append([title, *reached])
     return markdown(["method", *(f"success {t:g}" for t in thresholds)], rows)
@@ -182,7 +177,8 @@ def _reached(runs: Runs, method: str, metric: str, thresholds: Sequence[float], 
 def fine_tuning_table(runs: Runs, window: float, baseline: str | None = None) -> str:
     """How soon families are learnt, a row a method; empty if no run began from another run's weights.
 
-    Areas end with the shortest run, so that all are of the same number of environment steps.
+    Areas end with the shortest run, so that all are of the same number of environment steps. Methods whose
+    rollouts did not all have all families, as under a curriculum, have no area and no row.
 
     Args:
         window: of the trailing mean that reaches a success rate, in environment steps.
@@ -190,7 +186,12 @@ def fine_tuning_table(runs: Runs, window: float, baseline: str | None = None) ->
     """
     metrics = [f"rollout/success/{family}" for family in runs.families.get("train", ())]
     logged = {method: [runs.series(method, metric) for metric in metrics] for method in runs.proper}
-    logged = {method: curves for method, curves in logged.items() if curves and all(curves)}
+    rollouts = {m: [len(steps) for steps, _ in runs.series(m, "rollout/success/mean")] for m in logged}
+    logged = {
+        method: curves
+        for method, curves in logged.items()
+        if curves and all([len(steps) for steps, _ in seeds] == rollouts[method] != [] for seeds in curves)
+    }
     if not runs.fine_tuned & logged.keys():
         return ""
     until = min(steps[-1] for curves in logged.values() for seeds in curves for steps, _ in seeds)

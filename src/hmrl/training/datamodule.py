@@ -173,7 +173,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         self.benchmark.check_installed(f"{key}.backend", config.backend or self.backend)
         if config.protocol == "meta_world":
             splits = self.benchmark.train, self.benchmark.test
-            self.meta_world.check(key, config.agent, splits, world_size)
+            self.meta_world.check(key, config.agent, self.modes, splits, world_size)
         _check_share(f"{key}.envs_per_family", config.envs_per_family, world_size)
 
     def check_world(self, checkpoint: Mapping[str, Any], evaluation: EvaluationConfig) -> None:
@@ -318,7 +318,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[RolloutStream[Evaluated]]:
         """Training families, then held-out families, in every mode."""
-        return self._evaluator(self.validation, _VALIDATION).streams()
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        return self._evaluator(self.validation, _VALIDATION).streams(learnt=not fitting)
 
     def test_dataloader(self) -> list[RolloutStream[Evaluated]]:
         """Training families, then held-out families, in every mode."""

@@ -291,13 +291,14 @@ class HierarchicalMetaRL(pl.LightningModule):
             The number of the pass, from 1, and the minibatch's indices.
         """
         limit, learns = self.ppo.target_kl, "actor" not in self.frozen
+        moves = learns or self.gradients == "joint"  # through y and z, too
         for epoch in range(1, self.ppo.epochs + 1):
             log.clear()
             for index in torch.randperm(count).to(self.device).tensor_split(self.ppo.minibatches):
                 yield epoch, index
                 if learns:
                     self.policy.actor.project()
-            if learns and limit is not None and exceeds(average(log)["ppo/approx_kl"], limit):
+            if moves and limit is not None and exceeds(average(log)["ppo/approx_kl"], limit):
                 return
 
     def _learning_reward(self, episodes: Rollout | Trajectories) -> Tensor:
@@ -381,11 +382,18 @@ class HierarchicalMetaRL(pl.LightningModule):
                     raise UserError(
                         "the critic is told other families and begins anew: leave it out of model.frozen"
                     )
+            world = checkpoint.get("datamodule_hyper_parameters", {})
+            if world.get("families_shown") and list(saved["families"]) != list(self.families):
+                raise UserError(
+                    "its agent was shown the number of its training family (data.families_shown), and here "
+                    "families are others: begin from one that was not"
+                )
             initial = {
                 "path": str(path),
                 "weights": digest(checkpoint["state_dict"]),
                 "env_steps": env_steps_of(checkpoint),
                 **{key: saved[key] for key in ("seed", "families")},
+                "goals_shown": world.get("goals_shown", False),
                 **{key: checkpoint.get(key) for key in ("git", "init_from")},
             }
             self._keep_own(checkpoint, anew)

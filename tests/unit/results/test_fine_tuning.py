@@ -115,6 +115,26 @@ def test_areas_steps_and_improvement_over_scratch(tmp_path: Path) -> None:
     assert scratch[5] == "not reached by 1,000,000 (0 of 3)"
 
 
+def test_a_method_that_met_a_family_later_has_no_area(tmp_path: Path) -> None:
+    """A curriculum of blocks: nobody knows its success there before."""
+    runs, late = write_runs(tmp_path), write_seed(tmp_path / "blocks-seed1", 1)
+    whole, last = rising(0.5, rows=10), rising(0.9, rows=10)
+    second = dict(list(last.items())[5:])
+    logged = {"reach": whole, "push": second, "mean": whole}
+    write_metrics(late, {f"rollout/success/{name}": values for name, values in logged.items()})
+    text = report([*runs, str(late)], tmp_path / "out")
+    assert [row[0] for row in table(text, "## Fine-tuning")[1:]] == ["tuned (fine-tuned)", "scratch"]
+
+
+def test_figures_of_held_out_families_are_without_fine_tuned_agents(tmp_path: Path) -> None:
+    runs = read(write_runs(tmp_path), "sampled")
+    assert not runs.series("tuned", "success/test/mean")
+    assert len(runs.series("scratch", "success/test/mean")) == 3
+    assert len(runs.series("tuned", "rollout/success/mean")) == 2
+    alone = read([str(run) for run in tmp_path.glob("tuned-*")], "sampled")
+    assert len(alone.series("tuned", "success/test/mean")) == 2
+
+
 def test_the_baseline_can_be_chosen(tmp_path: Path) -> None:
     runs = write_runs(tmp_path)
     text = report(runs, tmp_path / "out", "--baseline", "tuned")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from hmrl.results.file import digest
 from hmrl.system.errors import UserError
+from hmrl.training.callbacks import success_rate
 from hmrl.training.checkpoint import FORMAT
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting
@@ -106,6 +108,7 @@ def test_what_training_began_from_is_in_its_checkpoints(tmp_path: Path) -> None:
         "env_steps": 700,
         "seed": 4,
         "families": list(FAMILIES),
+        "goals_shown": False,
         "git": {"revision": "abc", "modified": False},
         "init_from": None,
     }
@@ -247,3 +250,58 @@ def test_a_checkpoint_that_does_not_say_has_nothing_frozen() -> None:
     checkpoint = {"state_dict": dict(module.state_dict()), "hyper_parameters": saved, "format": FORMAT}
     module.on_load_checkpoint(checkpoint)  # to act, nothing is asked of it
     assert HierarchicalMetaRL(**saved).frozen == ()
+
+
+def test_an_agent_that_was_shown_the_number_of_its_family_stays_with_its_families(tmp_path: Path) -> None:
+    path = write(full_module(), tmp_path / "agent.ckpt", datamodule_hyper_parameters={"families_shown": True})
+    module = fresh()
+    before = copied(module)
+    with pytest.raises(UserError, match="was shown the number of its training family"):
+        module.init_from(path)
+    assert_same(copied(module), before)
+    fresh(FAMILIES).init_from(path)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_shown_goals_are_recorded(shown: bool, tmp_path: Path) -> None:
+    module = fresh()
+    source = {"datamodule_hyper_parameters": {"goals_shown": shown}}
+    module.init_from(write(full_module(), tmp_path / "agent.ckpt", **source))
+    assert (module.initial or {})["goals_shown"] is shown
+
+
+@pytest.mark.parametrize("frozen", [[], ["actor", "critic"]])
+def test_the_kl_stops_joint_training_around_a_frozen_actor(frozen: list[str], tmp_path: Path) -> None:
+    """The policy moves through y and z."""
+    module = fresh(FAMILIES, gradients="joint", frozen=frozen, ppo={"target_kl": 1e-9, "epochs": 3})
+    module.init_from(write(full_module(), tmp_path / "agent.ckpt"))
+    assert float(learn(module).callback_metrics["ppo/epochs"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("trained", "before", "train", "test"),
+    [
+        (["a", "b"], None, None, None),
+        (["c"], ["a", "b"], "a, b trained on before fine-tuning alone", "c trained on"),
+        (["a"], ["c"], "b not trained on", "c trained on before fine-tuning"),
+        (["a", "b"], ["c"], None, "c trained on before fine-tuning"),
+        (["a"], ["b"], "b trained on before fine-tuning alone", None),
+    ],
+)
+def test_results_say_what_a_fine_tuned_agent_has_learnt_and_when(
+    trained: list[str], before: list[str] | None, train: str | None, test: str | None
+) -> None:
+    """Tested on training families a and b, and on c as held out."""
+    module = full_module()
+    module.training_hparams = {**module.hparams, "families": trained}
+    module.initial = {"families": before, "init_from": None} if before else None
+    data = SimpleNamespace(
+        test=SimpleNamespace(agent="policy"),
+        modes={},
+        families=("a", "b"),
+        benchmark=SimpleNamespace(test=("c",)),
+    )
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="test"), datamodule=data)
+    expected = {"train families": train, "test families": test}
+    found = success_rate._differs(trainer, module)  # type: ignore[arg-type]
+    assert found == {what: words for what, words in expected.items() if words}

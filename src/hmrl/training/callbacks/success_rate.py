@@ -162,7 +162,7 @@ class SuccessRate(pl.Callback):
             "seed": module.training_seed if module.training_seed is not None else module.seed,
             **provenance(),
             "training_git": module.training_git,
-            "init_from": module.initial,
+            "init_from": module.initial if data_of(trainer).test.agent == "policy" else None,
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
             "wall_time_s": round(time.time() - self._started, 1),
             "model": dict(module.hparams),
@@ -241,11 +241,27 @@ def _differs(trainer: pl.Trainer, module: HierarchicalMetaRL) -> dict[str, str]:
         )
         for mode, acting in data.modes.items()
     }
-    if new := [family for family in data.families if family not in trained["families"]]:
-        found["train families"] = f"{', '.join(new)} not trained on"
-    if seen := [family for family in data.benchmark.test if family in _families_before(module.initial)]:
-        found["test families"] = f"{', '.join(seen)} trained on before fine-tuning"
+    now, earlier = trained["families"], _families_before(module.initial)
+
+    def said(words: str, families: Iterable[str]) -> list[str]:
+        return [f"{', '.join(listed)} {words}"] if (listed := list(families)) else []
+
+    found["train families"] = "; ".join(
+        [
+            *said("not trained on", (f for f in data.families if f not in [*now, *earlier])),
+            *said(_BEFORE + " alone", (f for f in data.families if f in earlier and f not in now)),
+        ]
+    )
+    found["test families"] = "; ".join(
+        [
+            *said("trained on", (f for f in data.benchmark.test if f in now)),
+            *said(_BEFORE, (f for f in data.benchmark.test if f in earlier and f not in now)),
+        ]
+    )
     return {what: words for what, words in found.items() if words}
+
+
+_BEFORE = "trained on before fine-tuning"
 
 
 def _families_before(initial: Mapping[str, Any] | None) -> list[str]:
