@@ -141,6 +141,12 @@ def test_the_same_command_goes_on_and_another_origin_is_refused(
         f"init_from is {last}: the checkpoint is of another network: model.task_encoder.hidden is 8 there"
         in (refused(tmp_path / "new", *wide))
     )
+    shown = load(last)
+    shown["datamodule_hyper_parameters"]["goals_shown"] = True
+    torch.save(shown, tmp_path / "shown.ckpt")
+    assert "was trained with data.goals_shown True, and here it is False" in refused(
+        tmp_path / "new", "--init_from", str(tmp_path / "shown.ckpt")
+    )
     assert "init_from must be a .ckpt file" in refused(tmp_path / "new", "--init_from", str(origin))
 
     main(["test", *options(run, "--ckpt_path", "last")])

@@ -85,3 +85,16 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(SystemExit, match=said):
         run(monkeypatch, "agent.ckpt", *arguments)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["agent.ckpt", "there.ckpt"]
+
+
+def test_a_checkpoint_that_could_not_be_tested_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(Path("agent.ckpt"))
+    saved = torch.load("agent.ckpt", weights_only=True)
+    del saved["hyper_parameters"]["actor_critic"]["critic_layer_norm"]
+    torch.save(saved, "agent.ckpt")
+    with pytest.raises(SystemExit, match="critic_layer_norm"):
+        run(monkeypatch, "agent.ckpt")
+    assert [p.name for p in tmp_path.iterdir()] == ["agent.ckpt"]
