@@ -235,7 +235,8 @@ def _legend(figure: Figure, runs: Runs, methods: Sequence[str]) -> None:
         for method in methods
     ]
     if handles:
-        columns = min(5, len(handles))
+        widest = 0.75 + 0.075 * max(len(str(handle.get_label())) for handle in handles)  # inches
+        columns = max(1, min(5, len(handles), int(figure.get_figwidth() / widest)))
         figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize=9, frameon=False)
 
 

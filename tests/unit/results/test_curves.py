@@ -55,6 +55,23 @@ def test_a_method_has_one_colour_in_all_figures(runs: list[str], tmp_path: Path)
     ]
 
 
+@pytest.mark.parametrize("name", ["m", "frozen_upper_levels_of_another_run"])
+def test_a_legend_lies_within_its_figure(name: str, tmp_path: Path) -> None:
+    """Also where names are long and methods many."""
+    success = {f"rollout/success/{family}": {1.0: 0.1, 2.0: 0.2} for family in ("mean", "reach")}
+    paths = [tmp_path / f"{name}{i}-seed1" for i in range(6)]
+    for path in paths:
+        write_metrics(write_seed(path, 1), success)
+    figure = curves.learning(read([str(path) for path in paths], "sampled"), "success", 0.0)["learning"]
+    assert figure is not None
+    figure.draw_without_rendering()
+    (found,) = figure.legends
+    assert len(found.get_texts()) == 6
+    inside, box = found.get_window_extent(), figure.bbox
+    assert box.x0 <= inside.x0
+    assert inside.x1 <= box.x1
+
+
 def test_bars_stand_beside_each_other(runs: list[str]) -> None:
     bars = curves.success_bars(read(runs, "sampled"), "first_episode")
     first = [patch for patch in bars.axes[0].patches if -0.5 < patch.get_x() < 0.4]  # of reach, a method each
