@@ -243,13 +243,12 @@ def test_a_mode_that_permutes_the_belief_is_refused() -> None:
 
 
 def test_evaluations_of_a_training_that_begins_need_no_beliefs_yet() -> None:
-    """Lightning may ask for them before the first rollout."""
+    """Lightning may ask for the streams before the first rollout."""
     data = beliefs_data(validation=EvaluationConfig(backend="metaworld", protocol="meta_world"))
     module = tiny_module(data)
-    state = SimpleNamespace(fn="fit")
-    data.trainer = SimpleNamespace(state=state, lightning_module=module)
+    data.trainer = SimpleNamespace(lightning_module=module)
     assert len(data.val_dataloader()) == 2
-    state.fn = "validate"
+    module.iteration.fill_(1)
     with pytest.raises(UserError, match="the checkpoint holds no average beliefs"):
         data.val_dataloader()
 

@@ -318,8 +318,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[RolloutStream[Evaluated]]:
         """Training families, then held-out families, in every mode."""
-        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
-        return self._evaluator(self.validation, _VALIDATION).streams(learnt=not fitting)
+        learnt = int(self.module.iteration) > 0  # Lightning may ask before the first rollout
+        return self._evaluator(self.validation, _VALIDATION).streams(learnt=learnt)
 
     def test_dataloader(self) -> list[RolloutStream[Evaluated]]:
         """Training families, then held-out families, in every mode."""
