@@ -151,8 +151,8 @@ class HierarchicalMetaRL(pl.LightningModule):
             "acting": self.acting,
         }
         arguments |= {name: asdict(config) if config else None for name, config in configs.items()}
-        arguments |= {"families": list(families), "ego_indices": list(ego_indices)}
-        arguments |= {"frozen": list(self.frozen)}
+        lists = {"families": families, "ego_indices": ego_indices, "frozen": self.frozen}
+        arguments |= {name: list(values) for name, values in lists.items()}
         self.save_hyperparameters(arguments, logger=False)  # plain values: a checkpoint loads without code
         self.policy = build_policy(
             self.encoder_config,
@@ -376,14 +376,15 @@ class HierarchicalMetaRL(pl.LightningModule):
         saved, anew = checkpoint["hyper_parameters"], ["reward_scaler.", "env_steps", "iteration"]
         try:
             check_settings(saved)
-            if told_others := self.critic_is_told and list(saved["families"]) != list(self.families):
+            others = list(saved["families"]) != list(self.families)
+            if told_others := self.critic_is_told and others:
                 anew.append("policy.critic.")
                 if "critic" in self.frozen:
                     raise UserError(
                         "the critic is told other families and begins anew: leave it out of model.frozen"
                     )
             world = checkpoint.get("datamodule_hyper_parameters", {})
-            if world.get("families_shown") and list(saved["families"]) != list(self.families):
+            if world.get("families_shown") and others:
                 raise UserError(
                     "its agent was shown the number of its training family (data.families_shown), and here "
                     "families are others: begin from one that was not"
