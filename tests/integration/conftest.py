@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 import hmrl.cli.main
 import hmrl.training.callbacks.latent_analysis
+from hmrl.cli.main import main
+from support.runs import command
 from support.toy import ToyDataModule
 
 
@@ -33,3 +36,14 @@ def toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(hmrl.cli.main, "MetaWorldDataModule", ToyDataModule)
     monkeypatch.setattr(hmrl.training.callbacks.latent_analysis, "draw", lambda findings: {})
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of :func:`support.runs.command` where nothing goes wrong."""
+    folder = tmp_path_factory.mktemp("straight")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(hmrl.cli.main, "MetaWorldDataModule", ToyDataModule)
+        main(command(folder))
+    return folder

@@ -14,7 +14,6 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import hmrl.cli.main
 from hmrl.cli.main import main
 from hmrl.envs import benchmark
 from hmrl.envs.benchmarks import Goals
@@ -24,8 +23,8 @@ from hmrl.system.errors import UserError
 from hmrl.training.checkpoint import load, weights_path
 from hmrl.types import EnvStep, FloatArray
 from support.paths import TINY, environment
-from support.runs import Run, assert_same, fit_iterations, read_rows
-from support.toy import STEPS, ToyDataModule, ToyEnvs, tiny_module, toy_data
+from support.runs import Run, assert_same, command, fit_iterations, read_rows
+from support.toy import STEPS, ToyEnvs, tiny_module, toy_data
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -37,11 +36,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert "Traceback" not in output.out + output.err
     (sentence,) = [line for line in output.err.splitlines() if line.startswith("hmrl: error: ")]
     return sentence
-
-
-def command(folder: Path, *options: str, iterations: int = 4) -> list[str]:
-    run = ["--run_dir", str(folder), "--last_checkpoint.every_n_iterations", "1"]
-    return ["fit", *TINY, *run, "--budget.env_steps", str(iterations * STEPS), *options]
 
 
 # --- numbers that are none -----------------------------------------------------------------------
@@ -62,17 +56,6 @@ def broken_world(monkeypatch: pytest.MonkeyPatch, toy_world: None) -> dict[str, 
 
     monkeypatch.setattr(ToyEnvs, "step", faulty)
     return broken
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where nothing goes wrong."""
-    folder = tmp_path_factory.mktemp("straight")
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as context:
-        context.setattr(hmrl.cli.main, "MetaWorldDataModule", ToyDataModule)
-        main(command(folder))
-    return folder
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-import torch
 
-import hmrl.cli.main
 from hmrl.cli.main import HmrlCLI, main
 from hmrl.training.callbacks import SuccessRate
 from hmrl.training.checkpoint import load
@@ -29,9 +27,9 @@ from support.interrupted import (
     when_renamed_to,
 )
 from support.launch import Ended, run_together, still_running
-from support.paths import TESTS, TINY
-from support.runs import assert_same, fit_iterations, learning_state, read_rows
-from support.toy import STEPS, ToyDataModule
+from support.paths import TESTS
+from support.runs import assert_same, command, fit_iterations, learning_state, read_rows
+from support.toy import STEPS
 
 pytestmark = pytest.mark.usefixtures("toy_world")
 LAST = ("--ckpt_path", "last")
@@ -45,11 +43,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
     return lambda patch: monkeypatch.setattr(*patch)
 
 
-def command(folder: Path, *options: str, iterations: int = 4) -> list[str]:
-    run = ["--run_dir", str(folder), "--last_checkpoint.every_n_iterations", "1"]
-    return ["fit", *TINY, *run, "--budget.env_steps", str(iterations * STEPS), *options]
-
-
 def iteration(folder: Path) -> int:
     return int(load(folder / "checkpoints" / "last.ckpt")["state_dict"]["iteration"])
 
@@ -60,13 +53,8 @@ def rows_of(folder: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def assert_goes_on(tmp_path_factory: pytest.TempPathFactory) -> GoesOn:
+def assert_goes_on(straight: Path) -> GoesOn:
     """The same command finishes the run, and gives what a straight one does."""
-    straight = tmp_path_factory.mktemp("straight")
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as context:
-        context.setattr(hmrl.cli.main, "MetaWorldDataModule", ToyDataModule)
-        main(command(straight))
     expected = read_rows(straight), learning_state(load(straight / "checkpoints" / "last.ckpt"))
 
     def goes_on(folder: Path, *options: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.training.trainer import make_trainer
 from hmrl.types import Rollout
+from support.paths import TINY
 from support.toy import STEPS, tiny_module, toy_data
 
 
@@ -145,3 +146,9 @@ def assert_same(left: Any, right: Any, where: str = "") -> None:
 def snapshot(run_module: HierarchicalMetaRL, data: Any) -> dict[str, Any]:
     """A copy of all that evaluation must leave alone."""
     return copy.deepcopy({"module": dict(run_module.state_dict()), "data": data.state_dict()})
+
+
+def command(folder: Path, *options: str, iterations: int = 4) -> list[str]:
+    """Arguments of ``hmrl`` for a fit on the toy world that keeps a checkpoint of every iteration."""
+    run = ["--run_dir", str(folder), "--last_checkpoint.every_n_iterations", "1"]
+    return ["fit", *TINY, *run, "--budget.env_steps", str(iterations * STEPS), *options]
