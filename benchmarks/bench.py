@@ -126,11 +126,16 @@ def collecting(backend: str = "envpool", each: int = 10, k: int = 2, device: str
 
 
 def training(
-    k: int = 2, benchmark: str = "ML10", each: int = 10, iterations: int = 3, accelerator: str = "cpu"
+    k: int = 2,
+    benchmark: str = "ML10",
+    each: int = 10,
+    iterations: int = 3,
+    accelerator: str = "cpu",
+    processes: int = 1,
 ) -> Rates:
     """Training of the default configuration without evaluations, and seconds an iteration of its parts.
 
-    The first iteration, which builds the simulators, is left out.
+    The first iteration, which builds the simulators, is left out. The processes share the environments.
     """
     from hmrl.training.trainer import make_trainer
 
@@ -141,7 +146,7 @@ def training(
     for part in ("training_step", "_update_task_encoder", "_update_macro_vae", "_update_actor_critic"):
         watch(model, part, calls)
     steps = len(data.families) * each * HORIZON
-    options = {"accelerator": accelerator, "devices": 1, "check_val_every_n_epoch": 10_000}
+    options = {"accelerator": accelerator, "devices": processes, "check_val_every_n_epoch": 10_000}
     with tempfile.TemporaryDirectory() as folder:
         make_trainer(folder, env_steps=(iterations + 1) * steps, **options).fit(model, data)
     parts = {name: sum(end - begun for begun, end in times[1:]) / iterations for name, times in calls.items()}
@@ -237,12 +242,14 @@ def updates() -> Rates:
 
 
 def load() -> Rates:
-    """Training beside another program that keeps one core busy."""
-    found = {"training, alone": trained()["rate"]}
+    """Training beside another program that keeps one core busy; by threads, and by a process a core."""
+    cores = len(usable_cores())
+    ways = {"training": 1, "a process a core": cores}
+    found = {f"{way}, alone": trained(processes=n)["rate"] for way, n in ways.items()}
     other = f"import os\nos.sched_setaffinity(0, {{{usable_cores()[0]}}})\nwhile True: pass"
     busy = subprocess.Popen([sys.executable, "-c", other])
     try:
-        found["training, a core busy"] = trained()["rate"]
+        found |= {f"{way}, a core busy": trained(processes=n)["rate"] for way, n in ways.items()}
     finally:
         busy.kill()
     return found
@@ -313,7 +320,15 @@ RATIOS = {  # name: of what, over what, and what it shall be
         ("training / Meta-World's stepping, k = 1", "training, k = 1", "Meta-World, sync", "at least 1.9"),
     ],
     "load": [
-        ("training with a core busy / alone", "training, a core busy", "training, alone", "at least 0.45")
+        ("training with a core busy / alone", "training, a core busy", "training, alone", "at least 0.45"),
+        ("a process a core, busy / alone", "a process a core, a core busy", "a process a core, alone", None),
+        ("a process a core / one process, alone", "a process a core, alone", "training, alone", None),
+        (
+            "a process a core / one process, a core busy",
+            "a process a core, a core busy",
+            "training, a core busy",
+            None,
+        ),
     ],
     "sizes": [
         (name, f"{over} environments: {what}", f"{under} environments: {what}", "at most 1.1")
@@ -351,7 +366,9 @@ def main() -> None:
         name, cores, options = json.loads(arguments.measure)
         if cores:  # before anything starts threads
             keep_to(usable_cores()[:cores])
-        print(json.dumps([MEASUREMENTS[name](**options), mib("VmHWM")]))
+        value = MEASUREMENTS[name](**options)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # Lightning starts this command once a process
+            print(json.dumps([value, mib("VmHWM")]))
         return
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
