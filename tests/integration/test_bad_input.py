@@ -262,6 +262,11 @@ OPTIONS = [
         "--model.actor_critic.log_std_range [1,0]",
         *("model.actor_critic.log_std_range", "(1.0, 0.0)", "a lower and an upper bound"),
     ),
+    ("--model.ppo.advantage_pooling -1", "model.ppo.advantage_pooling", "-1.0", "0 or more"),
+    (
+        "--model.ppo.advantage batch --model.ppo.advantage_pooling 0.1",
+        *("model.ppo.advantage_pooling", "0.1", "no family has a scale of its own: use 0"),
+    ),
     ("--model.ppo.gamma 0", "model.ppo.gamma", "0.0", "in (0, 1]"),
     ("--model.ppo.gamma 1.5", "model.ppo.gamma", "1.5", "in (0, 1]"),
     ("--model.ppo.gamma .nan", "model.ppo.gamma", "nan", "in (0, 1]"),

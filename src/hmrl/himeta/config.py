@@ -174,6 +174,8 @@ class PPOConfig(Checked):
             as they have become in this iteration. Then the ratios are those of the whole policy, and the clip
             holds back what all three levels change, not the low level alone.
         advantage: standardise advantages within each "family", over the whole "batch", or not ("none").
+        advantage_pooling: how much of one scale families share, if advantages are standardised within each
+            (:func:`hmrl.himeta.formulas.standardize`); 0: none.
         reward_scale: divide rewards by the running deviation of discounted returns, a "family" or "global",
             transform them by "log" as the authors do, or leave them ("none"). The agent never sees this.
         agreement_bonus: beta, added to the scaled reward for going the macro-action's way (0: off).
@@ -193,6 +195,7 @@ class PPOConfig(Checked):
     target_kl: PositiveOrNull = None
     latents: Latents = "renewed"
     advantage: Advantage = "family"
+    advantage_pooling: NotNegative = 0.0
     reward_scale: RewardScale = "family"
     agreement_bonus: NotNegative = 0.0
     actor_lr: Positive = 5e-4

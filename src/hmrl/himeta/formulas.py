@@ -96,21 +96,32 @@ def signed_log(reward: Tensor) -> Tensor:
     return reward.sign() * torch.log((math.e**3 - 1) / 3 * reward.abs() + 1)
 
 
-def standardize(x: Tensor, group: Tensor, groups: int) -> Tensor:
+def standardize(x: Tensor, group: Tensor, groups: int, pooling: float = 0.0) -> Tensor:
     """Collective. Zero mean and unit variance within each group of columns, over all ranks.
+
+    With ``pooling`` c a group is divided by sqrt(var + c * mean of the groups' var), then all together by one
+    number, so that the whole has unit variance. A group that hardly varies stays smaller than the others;
+    full standardisation would blow up its noise to their size. The larger c, the more they share one scale.
 
     Args:
         x: ``[T, B]``.
         group: group of each column, ``[B]`` long.
         groups: their number.
+        pooling: c, 0 or more.
     """
     ones = torch.ones_like(x[0], dtype=torch.float64) * len(x)
     x64 = x.double()
-    count = sum_over_ranks(sums_by_group(ones, group, groups)).clamp(min=1)
+    members = sum_over_ranks(sums_by_group(ones, group, groups))
+    count = members.clamp(min=1)
     mean = sum_over_ranks(sums_by_group(x64.sum(0), group, groups)) / count
     centred = x64 - mean[group]
     var = sum_over_ranks(sums_by_group(centred.square().sum(0), group, groups)) / count
-    return (centred / (var[group].sqrt() + 1e-8)).to(x.dtype)
+    scale = var.sqrt()
+    if pooling:
+        scale = (var + pooling * var[members > 0].mean()).sqrt()
+        left = members * var / scale.square().clamp(min=1e-16)  # of each group's squares
+        scale = scale * (left.sum() / members.sum()).sqrt()
+    return (centred / (scale[group] + 1e-8)).to(x.dtype)
 
 
 def explained_variance(prediction: Tensor, target: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -332,7 +332,7 @@ def ppo_samples(
     value = policy.value(state, belief, task)
     advantage, target = gae(scaled_reward, value, ppo.gamma, ppo.gae_lambda)
     if ppo.advantage == "family":
-        advantage = standardize(advantage, rollout.family, len(rollout.families))
+        advantage = standardize(advantage, rollout.family, len(rollout.families), ppo.advantage_pooling)
     elif ppo.advantage == "batch":
         advantage = standardize(advantage, torch.zeros_like(rollout.family), 1)
     samples = {

@@ -72,6 +72,10 @@ def check_levels(
             ppo.agreement_bonus and not macro_vae,
             "without model.macro_vae there is nothing to agree with: use 0",
         ),
+        "ppo.advantage_pooling": (
+            ppo.advantage_pooling and ppo.advantage != "family",
+            f"with model.ppo.advantage {ppo.advantage} no family has a scale of its own: use 0",
+        ),
         "ppo.latents": (
             joint and ppo.latents != "renewed",
             "with model.gradients joint y and z are made anew when learning: use renewed",

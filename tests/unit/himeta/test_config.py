@@ -65,6 +65,7 @@ WRONG: list[tuple[type, str, Any]] = [
     (PPOConfig, "advantage", "families"),
     (PPOConfig, "reward_scale", "families"),
     (PPOConfig, "agreement_bonus", -1.0),
+    (PPOConfig, "advantage_pooling", -0.1),
     (PPOConfig, "actor_lr", 0.0),
     (PPOConfig, "critic_lr", 0.0),
     (PPOConfig, "entropy_coef", -1.0),

@@ -97,8 +97,29 @@ def test_standardize_each_group_on_its_own() -> None:
         torch.testing.assert_close(got[:, group == g], expected.float())
 
 
-def test_standardize_of_a_constant_group_is_zero() -> None:
-    assert standardize(torch.full((4, 2), 7.0), torch.zeros(2, dtype=torch.long), 1).eq(0).all()
+@pytest.mark.parametrize("pooling", [0.0, 0.5])
+def test_standardize_of_a_constant_group_is_zero(pooling: float) -> None:
+    constant = torch.full((4, 2), 7.0)
+    assert standardize(constant, torch.zeros(2, dtype=torch.long), 1, pooling).eq(0).all()
+
+
+def test_standardize_with_a_scale_that_groups_share_in_part() -> None:
+    group = torch.tensor([0, 2, 0, 2, 2])  # group 1 is empty
+    x = torch.randn(6, 5) * torch.tensor([1.0, 50, 1, 50, 50]) + group
+    got = standardize(x, group, 3, 0.3).double().numpy()
+    parts = [x[:, group == g].double().numpy() for g in (0, 2)]
+    shared = 0.3 * np.mean([part.var() for part in parts])
+    scaled = [(part - part.mean()) / np.sqrt(part.var() + shared) for part in parts]
+    whole = np.concatenate([part.ravel() for part in scaled]).std()
+    for g, part in zip((0, 2), scaled, strict=True):
+        np.testing.assert_allclose(got[:, group.numpy() == g], part / whole, rtol=1e-5, atol=1e-6)
+    assert got[:, group.numpy() == 0].std() < 0.1 < 1 < got[:, group.numpy() == 2].std()
+    apart, together = (standardize(x, group, 3, c) for c in (1e-12, 1e12))
+    torch.testing.assert_close(apart, standardize(x, group, 3))
+    centred = np.concatenate([(part - part.mean()).ravel() for part in parts])
+    np.testing.assert_allclose(
+        together[:, group == 0].numpy(), (parts[0] - parts[0].mean()) / centred.std(), rtol=1e-4
+    )
 
 
 def test_explained_variance_is_within_families() -> None:
