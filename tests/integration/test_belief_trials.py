@@ -49,7 +49,7 @@ def module() -> HierarchicalMetaRL:
         for parameter in module.policy.parameters():
             torch.nn.init.normal_(parameter, std=0.4)
         width = data.observation_dim
-        module.policy.observe(torch.randn(50, width), torch.rand(50), torch.zeros(50, 0))
+        module.policy.observe(torch.randn(50, width), torch.rand(50), torch.randn(50, data.goal_dim))
     return module
 
 

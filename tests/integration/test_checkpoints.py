@@ -67,6 +67,7 @@ def test_an_export_of_the_default_networks_is_small(tmp_path: Path) -> None:
         observation_dim=data.observation_dim,
         action_dim=data.action_dim,
         ego_indices=data.ego_indices,
+        goal_dim=data.goal_dim,
         ppo=PPOConfig(epochs=1, minibatches=1),
     )
     full, export = (path.stat().st_size for path in checkpoints(fit(tmp_path, 1, data=data, module=module)))
@@ -252,13 +253,15 @@ def test_a_module_of_other_widths_is_refused(trained: Run) -> None:
 # --- checkpoints of another version --------------------------------------------------------------
 
 SAMPLED = "{sampled: {macro_action: sample}}"
+FREE = ("--model.actor_critic.state_dependent_std", "false")
 
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as it was written when deviations were clamped, and its weights."""
     folder = tmp_path_factory.mktemp("old")
-    fit(folder, STEPS, data=toy_data(), module=tiny_module(toy_data()))
+    networks = {"actor_critic": ActorCriticConfig((8,), (8,), state_dependent_std=False)}
+    fit(folder, STEPS, data=toy_data(), module=tiny_module(toy_data(), **networks))
     for path in (folder / "checkpoints" / name for name in ("last.ckpt", "last.weights.ckpt")):
         content = load(path)
         assert content.pop("format") == FORMAT
@@ -269,19 +272,19 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("toy_world")
 def test_a_checkpoint_of_clamped_deviations_acts_on_means_alone(old: Path, tmp_path: Path) -> None:
     weights = old / "checkpoints" / "last.weights.ckpt"
-    run_test(tmp_path, weights)
+    run_test(tmp_path, weights, *FREE)
     data, module = toy_data(), HierarchicalMetaRL.load_from_checkpoint(weights)
     with pytest.raises(UserError, match="for training goes on from it"):
         fit(tmp_path / "on", STEPS, data=data, module=module)
     with pytest.raises(SystemExit):
-        run_test(tmp_path / "sampled", weights, "--data.modes", SAMPLED)
+        run_test(tmp_path / "sampled", weights, *FREE, "--data.modes", SAMPLED)
 
 
 @pytest.mark.usefixtures("toy_world")
 def test_training_does_not_go_on_with_other_deviations(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ("--budget.env_steps", str(2 * STEPS))
     with pytest.raises(SystemExit) as exit_:
-        main(["fit", *TINY, "--run_dir", str(old), "--ckpt_path", "last", *more])
+        main(["fit", *TINY, "--run_dir", str(old), "--ckpt_path", "last", *FREE, *more])
     assert exit_.value.code == 2
     assert "deviations were clamped" in capsys.readouterr().err
 

@@ -128,7 +128,12 @@ def test_a_world_of_ones_own_trains_and_is_tested(tmp_path: Path) -> None:
     data = points()
     assert (data.families, data.observation_dim, data.action_dim) == (("left", "right"), 4, 2)
     model = HierarchicalMetaRL(
-        data.families, data.observation_dim, data.action_dim, data.ego_indices, **tiny_networks()
+        data.families,
+        data.observation_dim,
+        data.action_dim,
+        data.ego_indices,
+        goal_dim=data.goal_dim,
+        **tiny_networks(),
     )
     steps = 2 * 4 * HORIZON
     options = {"accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": 2}

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hmrl.cli.main import main
 from hmrl.evaluation.protocols import EvaluationConfig
-from hmrl.himeta.config import MacroVAEConfig, PPOConfig, TaskEncoderConfig
+from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.system.errors import UserError
 from hmrl.training.callbacks import LastCheckpoint
 from hmrl.training.datamodule import MetaWorldDataModule
@@ -66,13 +66,18 @@ NOISY = {
 }
 
 
-TOLD = {"actor_critic": replace(tiny_networks()["actor_critic"], critic_input="task"), "goal_dim": 3}
+PLAIN_LOW_LEVEL = {
+    "actor_critic": ActorCriticConfig(
+        (8,), (8,), critic_layer_norm=False, critic_input="belief", state_dependent_std=False
+    ),
+    "ppo": replace(tiny_networks()["ppo"], advantage_pooling=0.0),
+}
 
 
 @pytest.mark.parametrize(
     "networks",
-    [{}, NOISY, {"task_encoder": None, "macro_vae": None}, TOLD],
-    ids=["three-levels", "lstm-gumbel-dropout", "flat", "told-critic"],
+    [{}, NOISY, {"task_encoder": None, "macro_vae": None}, PLAIN_LOW_LEVEL],
+    ids=["three-levels", "lstm-gumbel-dropout", "flat", "plain-low-level"],
 )
 def test_a_resumed_run_is_the_straight_one_in_the_toy_world(tmp_path: Path, networks: dict[str, Any]) -> None:
     def data() -> Any:

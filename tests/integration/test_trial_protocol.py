@@ -48,7 +48,7 @@ def module() -> HierarchicalMetaRL:
         module = tiny_module(toy_data(), decision_interval=3)
         for parameter in module.policy.parameters():
             torch.nn.init.normal_(parameter, std=0.4)
-        module.policy.observe(torch.randn(50, OBSERVATION_DIM), torch.rand(50), torch.zeros(50, 0))
+        module.policy.observe(torch.randn(50, OBSERVATION_DIM), torch.rand(50), torch.randn(50, 3))
     return module
 
 

@@ -56,6 +56,10 @@ def vae_config(**changes: Any) -> MacroVAEConfig:
     return MacroVAEConfig(**small | changes)
 
 
+# The low level as PPO has it; what the default adds is tested where it is made.
+PLAIN = {"critic_layer_norm": False, "critic_input": "belief", "state_dependent_std": False}
+
+
 def build_module(
     task_encoder: TaskEncoderConfig | None = None,
     macro_vae: MacroVAEConfig | None = None,
@@ -73,8 +77,10 @@ def build_module(
         ego_indices=EGO,
         task_encoder=task_encoder,
         macro_vae=macro_vae,
-        actor_critic=ActorCriticConfig(**{"actor_hidden": (8,), "critic_hidden": (8,)} | (networks or {})),
-        ppo=PPOConfig(**{"epochs": 2, "minibatches": 2} | (ppo or {})),
+        actor_critic=ActorCriticConfig(
+            **PLAIN | {"actor_hidden": (8,), "critic_hidden": (8,)} | (networks or {})
+        ),
+        ppo=PPOConfig(**{"epochs": 2, "minibatches": 2, "advantage_pooling": 0.0} | (ppo or {})),
         **changes,
     )
     module.policy.observe(0.5 + 2 * torch.randn(50, S), 1 + torch.rand(50), torch.randn(50, G))

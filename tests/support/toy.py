@@ -173,5 +173,6 @@ def tiny_module(data: MetaWorldDataModule, **changes: Any) -> HierarchicalMetaRL
         observation_dim=data.observation_dim,
         action_dim=data.action_dim,
         ego_indices=data.ego_indices,
+        goal_dim=data.goal_dim,
         **(tiny_networks() | changes),
     )

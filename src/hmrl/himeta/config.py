@@ -150,11 +150,11 @@ class ActorCriticConfig(Checked):
 
     actor_hidden: Widths = (256, 256)
     critic_hidden: Widths = (256, 256)
-    critic_layer_norm: bool = False
-    critic_input: CriticInput = "belief"
+    critic_layer_norm: bool = True
+    critic_input: CriticInput = "task"
     log_std_init: Finite = 0.0
     log_std_range: Bounds = (-2.0, 0.5)
-    state_dependent_std: bool = False
+    state_dependent_std: bool = True
 
 
 @dataclass
@@ -195,7 +195,7 @@ class PPOConfig(Checked):
     target_kl: PositiveOrNull = None
     latents: Latents = "renewed"
     advantage: Advantage = "family"
-    advantage_pooling: NotNegative = 0.0
+    advantage_pooling: NotNegative = 0.2
     reward_scale: RewardScale = "family"
     agreement_bonus: NotNegative = 0.0
     actor_lr: Positive = 5e-4

@@ -169,7 +169,8 @@ class HierarchicalPolicy(nn.Module):
         held = carry.age % self.macro_interval != 0
         macro_action = torch.where(held, carry.macro_action, macro_action)
         distribution = self.actor(state, belief, macro_action)
-        action = distribution.sample() if acting.action == "sample" else distribution.mean
+        # Not sample(), which refuses a deviation that is no number before collect can say whose it is.
+        action = distribution.rsample() if acting.action == "sample" else distribution.mean
         log_prob = Independent(distribution, 1).log_prob(action)
         remembered = Carry(hidden, state, action, macro_action, carry.age + 1)
         return ActorStep(action, log_prob, belief, macro_action), remembered

@@ -28,6 +28,8 @@ def disagreements(runs: Runs) -> list[str]:
             found += _differ(f"{protocol}'s {key}", values, same)
     for row in results.explode("differs").dropna(subset="differs").itertuples():
         found.append(f"The evaluation of {row.run}, {row.protocol}, differs from training: {row.differs}.")
+    trained = results.dropna(subset="critic")
+    found += _differ("input of critics in training", list(trained["critic"]), trained)
     for package in sorted({package for packages in results["packages"] for package in packages}):
         versions = [packages.get(package) or "none" for packages in results["packages"]]
         found += _differ(f"version of {package}", versions, results)

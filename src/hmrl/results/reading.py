@@ -50,8 +50,8 @@ _SUMMARY += ["revision", "training_revision", "agent", "backend", "conditions"]
 # Of scores, and beside the columns of summary.csv what else is known of a results file.
 _TYPES = {"seed": int, "success": float, "low": float, "high": float, "episodes": "Int64", "steps": int}
 _TYPES |= {"evaluation_seed": int, "wall_time_s": float}
-_SCORES = [*_SUMMARY[:-1], "file", "evaluation_seed", "parameters", "differs", "checkpoint", "packages"]
-_SCORES += ["wall_time_s"]
+_SCORES = [*_SUMMARY[:-1], "file", "evaluation_seed", "parameters", "differs", "critic"]
+_SCORES += ["checkpoint", "packages", "wall_time_s"]
 _NUMBERS = [*KEYS, "split", "name", "value"]
 _SEED = re.compile(r"(?:^|-)seed(\d+)$")
 _CONFIGURED_SEED = re.compile(r"^seed_everything: (\d+)$", re.MULTILINE)
@@ -240,6 +240,14 @@ def read_metrics(path: Path) -> pd.DataFrame:
     return table.dropna(axis=1, how="all").dropna(how="all").reset_index()
 
 
+def _told(content: dict[str, Any]) -> str | None:
+    """What the agent's critic was given in training beside the state; None where nothing was trained."""
+    if content["agent"] != "policy":
+        return None
+    networks = (content.get("model") or {}).get("actor_critic") or {}
+    return str(networks.get("critic_input", "belief"))  # older files do not say, for no critic was told
+
+
 def read_result(path: Path, mode: str) -> list[dict[str, Any]]:
     """Scores of a results file, a row a mode, split and family, each with what is known of the file, too.
 
@@ -271,6 +279,7 @@ def read_result(path: Path, mode: str) -> list[dict[str, Any]]:
             "evaluation_seed": content.get("evaluation_seed", content["seed"]),
             "parameters": {**content["protocol"], "horizon": content["data"]["horizon"]},
             "differs": [f"{k}: {words}" for k, words in differs.items() if k in said],
+            "critic": _told(content),
             "checkpoint": content["checkpoint"],
             "packages": {"python": content["python"], **content["packages"]},
             "wall_time_s": content["wall_time_s"],

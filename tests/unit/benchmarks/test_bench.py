@@ -91,8 +91,9 @@ def test_load_is_measured_beside_a_program_that_keeps_a_core_busy(monkeypatch: p
 
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", started)
-    monkeypatch.setattr(bench, "trained", lambda: {"rate": 3.0 if others else 4.0})
+    monkeypatch.setattr(bench, "usable_cores", lambda: [0, 1])
+    monkeypatch.setattr(bench, "trained", lambda processes: {"rate": (3.0 if others else 4.0) / processes})
     found = bench.load()
-    ((_, over, under, _),) = bench.RATIOS["load"]
-    assert found[over] / found[under] == 0.75
+    ratios = [found[over] / found[under] for _, over, under, _ in bench.RATIOS["load"]]
+    assert ratios == [0.75, 0.75, 0.5, 0.5]  # busy / alone by threads and by processes; processes / threads
     assert others[0].wait() == -signal.SIGKILL, "it ran until it was ended"
