@@ -23,7 +23,7 @@ from hmrl import (
     World,
     make_trainer,
 )
-from support.toy import tiny_networks
+from support.toy import tiny_networks, toy_data
 
 HORIZON = 8
 
@@ -122,6 +122,15 @@ def test_goals_are_hidden_in_training_whatever_the_critic_is_told(
     told = side[:, None] if indices and critic_input == "task" else side[:, None][:, :0]
     assert torch.equal(replayed.hidden_goal, told)
     assert torch.allclose(replayed.reward[0], 2 * side * 0.15 * replayed.action[0, :, 0].clamp(-1, 1))
+
+
+def test_a_critic_that_does_not_know_of_goals_is_refused_before_a_rollout(tmp_path: Path) -> None:
+    data = toy_data()
+    sizes = data.families, data.observation_dim, data.action_dim, data.ego_indices
+    model = HierarchicalMetaRL(*sizes, **tiny_networks())
+    with pytest.raises(UserError, match="goal_dim is 0, but goals have 3 numbers"):
+        make_trainer(tmp_path, 1, accelerator="cpu", devices=1).fit(model, data)
+    assert data.replay.size == 0
 
 
 def test_a_world_of_ones_own_trains_and_is_tested(tmp_path: Path) -> None:

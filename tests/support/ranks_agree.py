@@ -150,7 +150,7 @@ def module_for(
             **upper,
         ),
         macro_vae=MacroVAEConfig((8,), (8,), n=2, **upper),
-        actor_critic=ActorCriticConfig((8,), (8,)),
+        actor_critic=ActorCriticConfig((8,), (8,), critic_input="belief"),
         ppo=PPOConfig(
             epochs=EPOCHS,
             minibatches=1,

@@ -175,7 +175,7 @@ class PPOConfig(Checked):
             holds back what all three levels change, not the low level alone.
         advantage: standardise advantages within each "family", over the whole "batch", or not ("none").
         advantage_pooling: how much of one scale families share, if advantages are standardised within each
-            (:func:`hmrl.himeta.formulas.standardize`); 0: none.
+            (:func:`hmrl.himeta.formulas.standardize`); 0: none. With another ``advantage`` it must be 0.
         reward_scale: divide rewards by the running deviation of discounted returns, a "family" or "global",
             transform them by "log" as the authors do, or leave them ("none"). The agent never sees this.
         agreement_bonus: beta, added to the scaled reward for going the macro-action's way (0: off).
