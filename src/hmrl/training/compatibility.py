@@ -112,6 +112,14 @@ def check_frozen(frozen: Iterable[str], absent: Container[str]) -> None:
         raise UserError(f"model.frozen is {list(frozen)}, so that nothing would learn: leave out a level")
 
 
+def check_goals(told: bool, goal_dim: int, width: int) -> None:
+    """Refuse a critic that is ``told`` goals of ``goal_dim`` numbers where they have ``width``."""
+    if told and width != goal_dim:
+        raise UserError(
+            f"goal_dim is {goal_dim}, but goals have {width} numbers: pass goal_dim=data.goal_dim"
+        )
+
+
 def check_rollout(
     ppo: PPOConfig,
     vae: MacroVAEConfig | None,

@@ -48,6 +48,7 @@ from hmrl.training.compatibility import (
     PARTS,
     check_deviations,
     check_frozen,
+    check_goals,
     check_levels,
     check_network,
     check_rollout,
@@ -182,7 +183,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         """
         rollout, replay = batch.rollout, batch.replay
         check_rollout(self.ppo, self.vae_config, self.gradients, self.acting, *rollout.reward.shape)
-        self._check_goals(rollout.hidden_goal.shape[1])
+        check_goals(self.critic_is_told, self._goal_dim, rollout.hidden_goal.shape[1])
         rank, world_size = rank_and_world_size()
         beliefs = beliefs_of(self.policy, rollout, self.acting)
         with seeded(self.seed, _STREAM, rank, int(self.iteration)):
@@ -297,12 +298,6 @@ class HierarchicalMetaRL(pl.LightningModule):
                     self.policy.actor.project()
             if moves and limit is not None and exceeds(average(log)["ppo/approx_kl"], limit):
                 return
-
-    def _check_goals(self, width: int) -> None:
-        if self.critic_is_told and width != self._goal_dim:
-            raise UserError(
-                f"goal_dim is {self._goal_dim}, but goals have {width} numbers: pass goal_dim=data.goal_dim"
-            )
 
     def _learning_reward(self, episodes: Rollout | Trajectories) -> Tensor:
         """What returns are made of: scaled rewards and the agreement bonus. ``[T, B]``"""
@@ -443,12 +438,12 @@ class HierarchicalMetaRL(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Refuse what :func:`check_deviations` refuses, however the weights were loaded."""
         training = self.trainer.state.fn == "fit"
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if training:
             self.check_frozen_have_learnt()
-            self._check_goals(getattr(self.trainer.datamodule, "goal_dim", self._goal_dim))  # type: ignore[attr-defined]
+            check_goals(self.critic_is_told, self._goal_dim, getattr(data, "goal_dim", self._goal_dim))
         if self._loaded:
-            modes = getattr(self.trainer.datamodule, "modes", {})  # type: ignore[attr-defined]
-            check_deviations(self._loaded, modes.values(), training=training)
+            check_deviations(self._loaded, getattr(data, "modes", {}).values(), training=training)
 
     on_validation_start = on_test_start = on_fit_start
 
