@@ -289,9 +289,17 @@ def test_training_does_not_go_on_with_other_deviations(old: Path, capsys: pytest
     assert "deviations were clamped" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("agent", ["default", "flat"])
-def test_the_published_agents_load(agent: str) -> None:
-    path = Path(__file__).parents[2] / f"results/ml10-20m/{agent}/agent.weights.ckpt"
-    assert load(path)["format"] == 1
+@pytest.mark.parametrize(
+    ("agent", "written", "millions"),
+    [
+        ("ml10-20m/default", 1, 20),
+        ("ml10-20m/flat", 1, 20),
+        ("ml10-5m/default-seed4", 2, 5),
+        ("ml10-5m/flat-seed4", 2, 3),
+    ],
+)
+def test_the_published_agents_load(agent: str, written: int, millions: int) -> None:
+    path = Path(__file__).parents[2] / f"results/{agent}/agent.weights.ckpt"
+    assert load(path)["format"] == written
     module = HierarchicalMetaRL.load_from_checkpoint(path, map_location="cpu")
-    assert int(module.env_steps) == 20_000_000
+    assert int(module.env_steps) == millions * 1_000_000
