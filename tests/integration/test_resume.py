@@ -24,6 +24,7 @@ from hmrl.training.callbacks import LastCheckpoint
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.loggers import ContinuedCSVLogger
 from hmrl.types import Acting
+from support.agents import PLAIN
 from support.paths import TINY, environment
 from support.runs import Run, assert_same, fit, fit_iterations, learning_state, read_rows
 from support.toy import STEPS, tiny_module, tiny_networks, toy_data
@@ -67,9 +68,7 @@ NOISY = {
 
 
 PLAIN_LOW_LEVEL = {
-    "actor_critic": ActorCriticConfig(
-        (8,), (8,), critic_layer_norm=False, critic_input="belief", state_dependent_std=False
-    ),
+    "actor_critic": ActorCriticConfig((8,), (8,), **PLAIN),
     "ppo": replace(tiny_networks()["ppo"], advantage_pooling=0.0),
 }
 

@@ -57,7 +57,7 @@ def vae_config(**changes: Any) -> MacroVAEConfig:
 
 
 # The low level as PPO has it; what the default adds is tested where it is made.
-PLAIN = {"critic_layer_norm": False, "critic_input": "belief", "state_dependent_std": False}
+PLAIN: dict[str, Any] = {"critic_layer_norm": False, "critic_input": "belief", "state_dependent_std": False}
 
 
 def build_module(

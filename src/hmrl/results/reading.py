@@ -252,7 +252,8 @@ def read_result(path: Path, mode: str) -> list[dict[str, Any]]:
     """Scores of a results file, a row a mode, split and family, each with what is known of the file, too.
 
     ``parameters`` are the protocol's; ``differs`` says in words what in ``mode`` was otherwise than in
-    training; revisions have a mark if the source was modified; ``packages`` is name -> version.
+    training; ``critic`` is what the agent's critic was given in training; revisions have a mark if the
+    source was modified; ``packages`` is name -> version.
 
     Raises:
         UserError: for another schema, or a file that is broken.
