@@ -55,6 +55,7 @@ class Carry:
         hidden: recurrent states (minGRU and GRU one, LSTM two), each ``[1, B, H]``; empty without memory.
         observation: s_{t-1}, zeros before the first decision. ``[B, S]``
         action: a_{t-1}. ``[B, A]``
+        reward: r_{t-2} as contexts hold it, while r_{t-1} is to come; 0's before there is one. ``[B, 1]``
         macro_action: z_{t-1}, which may be held. ``[B, A or 0]``
         age: decisions since the start of the trial, or since a later reset to 0. ``[B, 1]`` long
     """
@@ -62,6 +63,7 @@ class Carry:
     hidden: tuple[Tensor, ...]
     observation: Tensor
     action: Tensor
+    reward: Tensor
     macro_action: Tensor
     age: Tensor
 

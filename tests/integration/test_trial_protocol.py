@@ -104,7 +104,7 @@ class Counting:
 
     def initial_carry(self, batch_size: int) -> Carry:
         zeros = torch.zeros(batch_size, ACTION_DIM)
-        return Carry((torch.zeros(1, batch_size, 1),), zeros, zeros, zeros[:, :0], zeros[:, :1])
+        return Carry((torch.zeros(1, batch_size, 1),), zeros, zeros, zeros[:, :1], zeros[:, :0], zeros[:, :1])
 
     def act(self, observation: Any, reward: Any, carry: Carry, acting: Acting) -> tuple[ActorStep, Carry]:
         count = carry.hidden[0] + 1

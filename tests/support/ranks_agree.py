@@ -85,14 +85,14 @@ def noise_of_the_sample(self: Normal, sample_shape: Any = ()) -> Tensor:
     return self.loc + self.scale * 2 * torch.sin(7 * loc + torch.arange(loc.shape[-1]))
 
 
-def questions_alike(policy: Any, episodes: Any, count: int) -> Any:
+def questions_alike(policy: Any, episodes: Any, beliefs: int, count: int) -> Any:
     """The same steps of every episode are asked about, for the same reason."""
 
     def spread(high: int, size: tuple[int, ...], device: Any) -> Tensor:
         return (5 * torch.arange(size[0], device=device) % high).unsqueeze(1).expand(size)
 
     with patch.object(torch, "randint", spread):
-        return questions(policy, episodes, count)
+        return questions(policy, episodes, beliefs, count)
 
 
 class Learning(pl.Callback):

@@ -29,7 +29,7 @@ class Baseline(ABC):
     def initial_carry(self, batch_size: int) -> Carry:
         """No memory."""
         nothing = torch.zeros(batch_size, 0)
-        return Carry((), nothing, nothing, nothing, torch.zeros(batch_size, 1, dtype=torch.int64))
+        return Carry((), nothing, nothing, nothing, nothing, torch.zeros(batch_size, 1, dtype=torch.int64))
 
     def act(
         self, observation: Tensor, reward: Tensor, carry: Carry, acting: Acting

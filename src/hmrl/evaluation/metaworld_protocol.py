@@ -162,7 +162,7 @@ def _choose(due: Tensor, new: Carry, old: Carry) -> Carry:
     """The new memory of the environments that are ``due`` ``[B]``, the old one of the others."""
     mask = due[:, None].to(new.age.device)
     hidden = tuple(torch.where(mask, *pair) for pair in zip(new.hidden, old.hidden, strict=True))
-    names = ("observation", "action", "macro_action", "age")
+    names = ("observation", "action", "reward", "macro_action", "age")
     return Carry(hidden, *(torch.where(mask, getattr(new, name), getattr(old, name)) for name in names))
 
 

@@ -31,7 +31,7 @@ Cell = Literal["gru", "lstm", "mingru"]
 Belief = Literal["categorical", "continuous", "mixture"]
 Prior = Literal["policy", "standard_normal"]
 Gradients = Literal["isolated", "joint"]
-ContextReward = Literal["log", "plain"]
+ContextReward = Literal["change", "log", "plain"]
 Advantage = Literal["family", "batch", "none"]
 Latents = Literal["acted", "renewed"]
 CriticInput = Literal["belief", "task"]
@@ -50,14 +50,17 @@ class TaskEncoderConfig(Checked):
         hidden: its width.
         embedding_hidden: hidden widths of the state, action and reward embeddings.
         reward_embedding: width of the reward's embedding (the others are as wide as what they embed).
-        context_reward: how rewards enter the context, before they are standardised: as they are ("plain") or
-            as their signed logarithm ("log").
+        context_reward: how rewards enter the context, before they are standardised: as they are ("plain"), as
+            their signed logarithm ("log"), or as that, its change since the last decision, and this change
+            times that of the state ("change").
         head_hidden: hidden widths between the cell and the K logits.
         dropout: there, while the encoder is trained.
         temperature: of the Gumbel-softmax sample.
         value_coef: weight of the value loss.
         reward_coef: weight of predicting the rewards of other steps of the same trial from the belief; see
             :func:`hmrl.himeta.losses.reward_loss`.
+        goal_coef: weight of estimating the hidden goal, which the trainer knows. The belief then ends with the
+            estimate; 0 for a belief without. See :func:`hmrl.himeta.losses.goal_loss`.
         latent_dim: width of a mixture's components.
         decoder_hidden: hidden widths of the reward's decoder, or of a mixture's two.
         categorical_coef: weight of log K - H.
@@ -82,21 +85,22 @@ class TaskEncoderConfig(Checked):
     hidden: Count = 256
     embedding_hidden: ThreeWidths = (64, 32, 16)
     reward_embedding: Count = 16
-    context_reward: ContextReward = "log"
+    context_reward: ContextReward = "change"
     head_hidden: Widths = (256,)
     dropout: From0Below1 = 0.0
     temperature: Positive = 1.0
     value_coef: NotNegative = 1.0
     reward_coef: NotNegative = 1.0
+    goal_coef: NotNegative = 1.0
     latent_dim: Count = 5
     decoder_hidden: Widths = (128, 128)
     categorical_coef: Finite = 0.0
     categorical: Categorical = "information"
     occupancy_coef: Finite = 0.0
-    updates: CountOr0 = 10
-    target_kl: PositiveOrNull = 0.01
-    trajectories: Count = 10
-    lr: Positive = 7e-4
+    updates: CountOr0 = 40
+    target_kl: PositiveOrNull = None
+    trajectories: Count = 20
+    lr: Positive = 2e-3
     max_grad_norm: Positive = 1.0
 
 

@@ -37,6 +37,7 @@ from hmrl.types import TRAJECTORY_TENSORS, Acting, Metrics, Rollout, Trajectorie
 
 # --- high level: the task belief y -----------------------------------------------------------------
 
+_STEPS = 64  # of each replayed trial, whose beliefs learn in an update
 QUESTIONS = 50  # pairs of a belief and another step of its trial, for each replayed trial
 _MIXTURE_KL = 0.1  # w, the weight of both KLs in a mixture's loss
 
@@ -48,20 +49,34 @@ def task_encoder_loss(
     config: TaskEncoderConfig,
     ppo: PPOConfig,
     acting: Acting,
+    goal: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """(V(s_t, y_t) - lambda-return)^2 + the belief's own loss (HiMeta, high level).
+    """(V(s_t, y_t) - lambda-return)^2 + the belief's own loss (HiMeta, high level) + that of goals.
 
-    The returns are made anew with the current critic and beliefs.
+    The returns are made anew with the current critic and beliefs. Memory learns from a random part of the
+    steps, the same of all episodes: neighbours say nearly the same, and all of them take twice as long.
 
     Args:
         scaled_reward: the low level's rewards of these episodes, ``[T, N]``.
+        goal: of each episode, standardised within its family, ``[N, G]``; needed with a ``goal_coef``.
     """
-    sequence = policy.encode_episodes(episodes.observation, episodes.action, episodes.reward, acting)
-    value = policy.value(policy.normalize(episodes.observation), sequence.belief, policy.task(episodes))
-    _, target = gae(scaled_reward, value.detach(), ppo.gamma, ppo.gae_lambda)
-    value_loss = (value[:-1] - target).square().mean()
+    memory = policy.remember_episodes(episodes.observation, episodes.action, episodes.reward)
+    state, task = policy.normalize(episodes.observation), policy.task(episodes)
+    with torch.no_grad():
+        value = policy.value(state, policy.sequence(memory, acting).belief, task)
+        _, target = gae(scaled_reward, value, ppo.gamma, ppo.gae_lambda)
+    steps = torch.randperm(len(memory))[:_STEPS].to(memory.device)
+    sequence = policy.sequence(memory[steps], acting)
+    known = steps < len(target)  # of the last state there is no return
+    value = policy.value(state[steps], sequence.belief, task)[known]
+    value_loss = (value - target[steps[known]]).square().mean()
     own, metrics = belief_loss(policy, episodes, sequence, config)
     loss = config.value_coef * value_loss + own
+    if config.goal_coef:
+        assert goal is not None
+        error = goal_loss(sequence, goal)
+        loss = loss + config.goal_coef * error
+        metrics["encoder/goal_error"] = error.detach()
     return loss, metrics | {"encoder/loss": loss.detach(), "encoder/value_loss": value_loss.detach()}
 
 
@@ -70,6 +85,9 @@ def belief_loss(
 ) -> tuple[Tensor, Metrics]:
     """What a belief is trained on besides value: categorical and occupancy regularisers (HiMeta, high
     level), the prediction of rewards, and for a mixture its reconstruction.
+
+    Args:
+        sequence: beliefs of the episodes, at all steps or some.
     """
     loss = sequence.belief.new_zeros(())
     metrics: Metrics = {}
@@ -93,7 +111,7 @@ def belief_loss(
 class Questions(NamedTuple):
     """To a belief, about another step of the same trial. M questions a trial, normalised."""
 
-    asked: Tensor  # which beliefs are asked: their row, of [T+1, N] rows one after another. [M, N]
+    asked: Tensor  # which beliefs are asked: their row, of [K, N] rows one after another. [M, N]
     state: Tensor  # s_t' [M, N, S]
     action: Tensor  # a_t' [M, N, A]
     next_state: Tensor  # s_t'+1 [M, N, S]
@@ -101,14 +119,17 @@ class Questions(NamedTuple):
 
 
 @torch.no_grad()
-def questions(policy: HierarchicalPolicy, episodes: Trajectories, count: int) -> Questions:
+def questions(policy: HierarchicalPolicy, episodes: Trajectories, beliefs: int, count: int) -> Questions:
     """``count`` random pairs of a belief's step and another step for each trial (VariBAD, Zintgraf et al.
     2020: the whole trial, its future too, has to be explained by what is known so far).
+
+    Args:
+        beliefs: K, how many of each trial can be asked.
     """
     length, trials = episodes.reward.shape
     device = episodes.reward.device
     column = torch.arange(trials, device=device)
-    t = torch.randint(length + 1, (count, trials), device=device)
+    t = torch.randint(beliefs, (count, trials), device=device)
     step = torch.randint(length, (count, trials), device=device)
     last = (step + 1) % (length // episodes.episodes) == 0
     step = torch.where(last & (step + 1 < length), step - 1, step)  # what follows a reset tells nothing
@@ -123,7 +144,7 @@ def questions(policy: HierarchicalPolicy, episodes: Trajectories, count: int) ->
 
 
 def at(values: Tensor, rows: Tensor) -> Tensor:
-    """``rows`` ``[M, N]`` of ``values`` ``[T+1, N, ...]``, with the same gradient each time. ``[M, N, D]``
+    """``rows`` ``[M, N]`` of ``values`` ``[K, N, ...]``, with the same gradient each time. ``[M, N, D]``
 
     On several threads an index adds up large gradients in any order, and a resumed run would not end in the
     same bits; an embedding does not.
@@ -146,10 +167,23 @@ def reward_loss(
     belief has one of its own in its categories. Not in HiMeta: value alone does not ask for the task where
     the critic can read the reward's height off the latest context.
     """
-    about = questions(policy, episodes, samples)
+    about = questions(policy, episodes, len(sequence.belief), samples)
     belief = at(sequence.belief, about.asked)
     predicted = encoder.predicted_reward(belief, about.state, about.action, about.next_state)
     return (predicted - about.reward).square().mean()
+
+
+def goal_loss(sequence: BeliefSequence, goal: Tensor) -> Tensor:
+    """||g - g_hat_t||^2, where g_hat_t is what the belief ends with.
+
+    The trainer knows goals, the agent never does: it acts on its estimate. Not in HiMeta; supervised task
+    inference is due to Humplik et al. 2019 (arXiv 1905.06424). Goals are standardised within families, so
+    that only memory can tell.
+
+    Args:
+        goal: standardised within families. ``[N, G]``
+    """
+    return (sequence.belief[..., -goal.shape[1] :] - goal).square().sum(-1).mean()
 
 
 def mixture_loss(
@@ -167,7 +201,7 @@ def mixture_loss(
         E_q(y) [ (r - r_hat)^2 + mean_d (ds_d - ds_hat_d)^2 + w KL(q(x | c, y) || p(x | y)) ]
             + w KL(q(y | c) || uniform)
     """
-    about = questions(policy, episodes, QUESTIONS)
+    about = questions(policy, episodes, len(sequence.belief), QUESTIONS)
     out, weight = at(sequence.out, about.asked), at(sequence.probabilities, about.asked)
     mean, std = encoder.components(out)
     posterior = Normal(mean, std, validate_args=False)

@@ -52,6 +52,8 @@ def _linear(in_dim: int, out_dim: int, gain: float) -> nn.Linear:
 
 # --- high level ------------------------------------------------------------------------------------
 
+# Of rewards and states: in one decision they change by about so small a part of their deviations.
+_CHANGES = 10.0, 5.0
 _LONGEST_MEMORY = 250  # decisions: an episode of the default
 
 
@@ -88,6 +90,11 @@ class TaskEncoder(nn.Module):
     Each part of the context has its own small tanh embedding as wide as itself, the reward's as wide as it
     is told; the two states share theirs. A recurrent cell and an MLP lead to K logits.
 
+    With ``reward_change`` the context also holds dr = r_{t-1} - r_{t-2}, embedded as the reward is, and dr
+    times the state's own change, each squashed by tanh. The mean of this product points where rewards grow:
+    it estimates their gradient by simultaneous perturbation (Spall 1992), with the noise of actions. A hidden
+    goal is found from it with far fewer gradient steps than from heights of rewards.
+
     With G variables there are K logits for each, and y is all of them side by side, as in DreamerV2 (Hafner
     et al. 2021): together they tell K^G cases apart, one variable as wide no more than G * K.
 
@@ -99,11 +106,14 @@ class TaskEncoder(nn.Module):
         hidden: its width H.
         embedding_hidden: hidden widths of the state, action and reward embeddings.
         reward_embedding: width of the reward's.
+        reward_change: as above.
         head_hidden: hidden widths of the MLP between cell and logits.
         dropout: in that MLP, in training mode only.
         outputs: of the MLP, if others than the G * K logits.
         reward_decoder_hidden: hidden widths of the decoder of rewards
             (:func:`hmrl.himeta.losses.reward_loss`); None for no decoder.
+        goal_dim: width of the estimate of the hidden goal that the belief ends with, an output of the MLP
+            (:func:`hmrl.himeta.losses.goal_loss`); 0 for none.
 
     Attributes:
         variables, categories: the belief's first G * K entries are G distributions; K is 0 if none are.
@@ -121,20 +131,27 @@ class TaskEncoder(nn.Module):
         hidden: int,
         embedding_hidden: tuple[int, int, int],
         reward_embedding: int = 1,
+        reward_change: bool = False,
         head_hidden: Sequence[int],
         dropout: float,
         outputs: int | None = None,
         reward_decoder_hidden: Sequence[int] | None = None,
+        goal_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.categories, self.variables = categories, variables
-        self.belief_dim = variables * categories
+        self.categories, self.variables, self.goal_dim = categories, variables, goal_dim
+        self.belief_dim = variables * categories + goal_dim
         self.hidden = hidden
         self.embed_state = mlp(state_dim, [embedding_hidden[0]], state_dim, nn.Tanh)
         self.embed_action = mlp(action_dim, [embedding_hidden[1]], action_dim, nn.Tanh)
         self.embed_reward = mlp(1, [embedding_hidden[2]], reward_embedding, nn.Tanh)
         recurrent = {"gru": nn.GRU, "lstm": nn.LSTM, "mingru": MinGRU}[cell]
-        self.recurrent = recurrent(2 * state_dim + action_dim + reward_embedding, hidden)
+        self.embed_change: nn.Module | None = None
+        width = 2 * state_dim + action_dim + reward_embedding
+        if reward_change:
+            self.embed_change = mlp(1, [embedding_hidden[2]], reward_embedding, nn.Tanh)
+            width += reward_embedding + state_dim
+        self.recurrent = recurrent(width, hidden)
         self.num_states = 2 if cell == "lstm" else 1
         self.head = mlp(hidden, head_hidden, outputs or self.belief_dim, nn.ReLU, dropout=dropout)
         self.reward_decoder: nn.Module | None = None
@@ -147,41 +164,47 @@ class TaskEncoder(nn.Module):
         return tuple(torch.zeros(1, batch_size, self.hidden, device=device) for _ in range(self.num_states))
 
     def forward(
-        self,
-        previous_state: Tensor,
-        previous_action: Tensor,
-        previous_reward: Tensor,
-        state: Tensor,
-        hidden: tuple[Tensor, ...],
+        self, state: Tensor, action: Tensor, reward: Tensor, hidden: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What the belief is made of (logits ``[T, B, G * K]``) and the new recurrent state.
 
         Args:
-            previous_state, state: normalised, ``[T, B, S]``.
-            previous_action: ``[T, B, A]``.
-            previous_reward: normalised, ``[T, B]``.
+            state: normalised, from the one before the first context's. ``[T+1, B, S]``
+            action: a_{t-1} of each context. ``[T, B, A]``
+            reward: normalised, r_{t-1} of each context, and before them r_{t-2} of the first. ``[T+1, B]``
             hidden: as :meth:`initial_hidden`.
         """
-        context = self.context(previous_state, previous_action, previous_reward, state)
-        out, last = self.recurrent(context, hidden if self.num_states == 2 else hidden[0])
-        return self.head(out), last if self.num_states == 2 else (last,)
+        memory, hidden = self.remember(state, action, reward, hidden)
+        return self.head(memory), hidden
 
-    def context(
-        self, previous_state: Tensor, previous_action: Tensor, previous_reward: Tensor, state: Tensor
-    ) -> Tensor:
-        """c_t, embedded. ``[T, B, 2 S + A + R]``, R the width of the reward's embedding
+    def remember(
+        self, state: Tensor, action: Tensor, reward: Tensor, hidden: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The recurrent cell's output ``[T, B, H]`` and its new state.
 
         Args: as for :meth:`forward`.
         """
-        return torch.cat(
-            [
-                self.embed_state(previous_state),
-                self.embed_action(previous_action.clamp(-1, 1)),  # what the environment executed
-                self.embed_reward(previous_reward.unsqueeze(-1)),
-                self.embed_state(state),
-            ],
-            dim=-1,
-        )
+        context = self.context(state, action, reward)
+        out, last = self.recurrent(context, hidden if self.num_states == 2 else hidden[0])
+        return out, last if self.num_states == 2 else (last,)
+
+    def context(self, state: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+        """c_t, embedded. ``[T, B, 2 S + A + R]``, R the width of the reward's embedding; and R + S more
+
+        Args: as for :meth:`forward`.
+        """
+        embedded = self.embed_state(state)
+        parts = [
+            embedded[:-1],
+            self.embed_action(action.clamp(-1, 1)),  # what the environment executed
+            self.embed_reward(reward[1:].unsqueeze(-1)),
+            embedded[1:],
+        ]
+        if self.embed_change is not None:
+            change = _CHANGES[0] * reward.diff(dim=0).unsqueeze(-1)
+            moved = _CHANGES[1] * state.diff(dim=0)
+            parts += [self.embed_change(change), change.tanh() * moved.tanh()]
+        return torch.cat(parts, dim=-1)
 
     def predicted_reward(self, belief: Tensor, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         """r_hat(y, s, a, s') ``[...]``, as contexts hold rewards; only with a reward decoder.
@@ -206,16 +229,19 @@ class TaskEncoder(nn.Module):
         return entries.reshape(*belief.shape[:-1], self.variables, self.categories)
 
     def belief(self, out: Tensor, *, sample: bool, temperature: float) -> Tensor:
-        """y for critic and actor ``[..., belief_dim]``: probabilities, or a Gumbel-softmax sample.
+        """y for critic and actor ``[..., belief_dim]``: probabilities, or a Gumbel-softmax sample; at its end
+        the goal's estimate, if there is one.
 
         Args:
             out: of :meth:`forward`.
             sample: draw.
             temperature: of the Gumbel-softmax.
         """
+        by_variable = self.probabilities(out)
         if sample:
-            return gumbel_softmax(self.by_variable(out), tau=temperature).flatten(-2)
-        return self.probabilities(out).flatten(-2)
+            by_variable = gumbel_softmax(self.by_variable(out), tau=temperature)
+        categories = by_variable.flatten(-2)
+        return torch.cat([categories, out[..., -self.goal_dim :]], -1) if self.goal_dim else categories
 
 
 class ContinuousEncoder(TaskEncoder):

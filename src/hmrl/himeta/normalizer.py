@@ -61,9 +61,13 @@ class RunningMoments(nn.Module):
         """Standard deviations, at least ``floor``. ``[G, D]`` float32"""
         return self.var.sqrt().clamp(min=floor).float()
 
-    def normalize(self, x: Tensor, clip: float, floor: float) -> Tensor:
-        """(x - mean) / max(std, floor), clipped to [-clip, clip]; group 0. ``[..., D]``"""
-        return ((x - self.mean[0].float()) / self.std(floor)[0]).clamp(-clip, clip)
+    def normalize(self, x: Tensor, clip: float, floor: float, group: Tensor | int = 0) -> Tensor:
+        """(x - mean) / max(std, floor), clipped to [-clip, clip]. ``[..., D]``
+
+        Args:
+            x: ``[..., D]``, or ``[N, D]`` of groups ``group`` ``[N]``.
+        """
+        return ((x - self.mean[group].float()) / self.std(floor)[group]).clamp(-clip, clip)
 
 
 class RewardScaler(nn.Module):
@@ -97,3 +101,27 @@ class RewardScaler(nn.Module):
 
     def _group(self, family: Tensor) -> Tensor:
         return family if self.scale == "family" else torch.zeros_like(family)
+
+
+class GoalScaler(nn.Module):
+    """Goals within their families, of which only memory can tell. The agent never sees them.
+
+    Args:
+        goal_dim: their width G; 0 where none are asked for.
+        families: number of families.
+    """
+
+    def __init__(self, goal_dim: int, families: int) -> None:
+        super().__init__()
+        self.moments = RunningMoments(goal_dim, groups=families) if goal_dim else None
+
+    def observe(self, goal: Tensor, family: Tensor) -> None:
+        """Collective. Move the moments by goals ``[N, G]`` of families ``[N]``."""
+        if self.moments:
+            self.moments.update(goal, family)
+
+    def forward(self, goal: Tensor, family: Tensor) -> Tensor:
+        """Goals standardised within families, 0 where these hold them fixed. ``[N, G]``, or ``[N, 0]``"""
+        if self.moments is None:
+            return goal[:, :0]
+        return self.moments.normalize(goal, clip=5.0, floor=1e-2, group=family)

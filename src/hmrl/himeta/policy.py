@@ -48,7 +48,7 @@ class HierarchicalPolicy(nn.Module):
         decision_interval: simulator steps between two decisions, k.
         macro_interval: decisions that a macro-action is held.
         temperature: of the Gumbel-softmax.
-        context_reward: whether contexts hold rewards as they are or their signed logarithm.
+        context_reward: how contexts hold rewards (:class:`hmrl.himeta.config.TaskEncoderConfig`).
         told: number of training families F and width G of a goal, of which the critic is told; None if it
             is not.
     """
@@ -108,6 +108,7 @@ class HierarchicalPolicy(nn.Module):
             hidden,
             torch.zeros(batch_size, self.observation_dim, device=device),
             torch.zeros(batch_size, self.action_dim, device=device),
+            self.normalize_reward(torch.zeros(batch_size, 1, device=device)),
             torch.zeros(batch_size, self.action_dim if self.macro_vae else 0, device=device),
             torch.zeros(batch_size, 1, dtype=torch.int64, device=device),
         )
@@ -147,15 +148,14 @@ class HierarchicalPolicy(nn.Module):
             raise UserError(f"permute is {acting.permute}, but a single environment has no other: use more")
         if any(level.training for level in self.children()):  # to ask is cheaper than to switch
             self.eval()
-        state = self.normalize(observation)
+        state, in_context = self.normalize(observation), self.normalize_reward(reward)
         hidden = carry.hidden
         belief = state.new_zeros(len(state), 0)
         if self.task_encoder:
             logits, hidden = self.task_encoder(
-                carry.observation.unsqueeze(0),
+                torch.stack([carry.observation, state]),
                 carry.action.unsqueeze(0),
-                self.normalize_reward(reward).unsqueeze(0),
-                state.unsqueeze(0),
+                torch.stack([carry.reward[:, 0], in_context]),
                 carry.hidden,
             )
             belief = self.belief(logits[0], acting)
@@ -172,7 +172,7 @@ class HierarchicalPolicy(nn.Module):
         # Not sample(), which refuses a deviation that is no number before collect can say whose it is.
         action = distribution.rsample() if acting.action == "sample" else distribution.mean
         log_prob = Independent(distribution, 1).log_prob(action)
-        remembered = Carry(hidden, state, action, macro_action, carry.age + 1)
+        remembered = Carry(hidden, state, action, in_context[:, None], macro_action, carry.age + 1)
         return ActorStep(action, log_prob, belief, macro_action), remembered
 
     # --- the parts, on normalised states ---------------------------------------------------------
@@ -190,7 +190,7 @@ class HierarchicalPolicy(nn.Module):
         return self.reward_moments.normalize(seen, _CLIP, _STD_FLOOR).squeeze(-1)
 
     def _in_context(self, reward: Tensor) -> Tensor:
-        return signed_log(reward) if self.context_reward == "log" else reward
+        return reward if self.context_reward == "plain" else signed_log(reward)
 
     def task(self, episodes: Rollout | Trajectories) -> Tensor:
         """What the critic is told of the task of each column: its family, one-hot, and its goal, normalised.
@@ -229,33 +229,47 @@ class HierarchicalPolicy(nn.Module):
         t = torch.arange(len(macro_action), device=macro_action.device)
         return macro_action[t - t % self.macro_interval]
 
+    def remember_episodes(self, observation: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+        """The memory that beliefs are made of, along whole episodes. ``[T+1, B, H]``
+
+        From the same contexts that :meth:`act` sees, ending at s_t; only with a task encoder.
+
+        Args: as for :meth:`encode_episodes`.
+        """
+        assert self.task_encoder is not None
+        state, seen = self.normalize(observation), self.normalize_reward(reward)
+        no_reward = self.normalize_reward(torch.zeros_like(reward[:1]))
+        memory, _ = self.task_encoder.remember(
+            torch.cat([torch.zeros_like(state[:1]), state]),
+            torch.cat([torch.zeros_like(action[:1]), action]),
+            torch.cat([no_reward, no_reward, seen]),
+            self.task_encoder.initial_hidden(state.shape[1], state.device),
+        )
+        return memory
+
+    def sequence(self, memory: Tensor, acting: Acting) -> BeliefSequence:
+        """The beliefs that some steps' ``memory`` ``[..., B, H]`` makes."""
+        assert self.task_encoder is not None
+        logits = self.task_encoder.head(memory)
+        belief = self.belief(logits, acting)
+        sampled = acting.task_belief == "sample" and self.categorical_entries
+        probabilities = self.task_encoder.probabilities(logits) if sampled else self.by_variable(belief)
+        return BeliefSequence(probabilities, belief, logits)
+
     def encode_episodes(
         self, observation: Tensor, action: Tensor, reward: Tensor, acting: Acting
     ) -> BeliefSequence:
-        """Beliefs over whole episodes, from the same contexts that :meth:`act` sees, ending at s_t.
+        """Beliefs along whole episodes; without a task encoder, of no width.
 
         Args:
             observation: raw, ``[T+1, B, S]``.
             action: ``[T, B, A]``.
             reward: raw, ``[T, B]``.
         """
-        state = self.normalize(observation)
         if self.task_encoder is None:
-            nothing = state.new_zeros(*state.shape[:-1], 0)
+            nothing = observation.new_zeros(*observation.shape[:-1], 0)
             return BeliefSequence(nothing.unsqueeze(-2), nothing, nothing)
-        first = torch.zeros_like(state[:1])
-        no_reward = self.normalize_reward(torch.zeros_like(reward[:1]))
-        logits, _ = self.task_encoder(
-            torch.cat([first, state[:-1]]),
-            torch.cat([torch.zeros_like(action[:1]), action]),
-            torch.cat([no_reward, self.normalize_reward(reward)]),
-            state,
-            self.task_encoder.initial_hidden(state.shape[1], state.device),
-        )
-        belief = self.belief(logits, acting)
-        sampled = acting.task_belief == "sample" and self.categorical_entries
-        probabilities = self.task_encoder.probabilities(logits) if sampled else self.by_variable(belief)
-        return BeliefSequence(probabilities, belief, logits)
+        return self.sequence(self.remember_episodes(observation, action, reward), acting)
 
     def renewed(self, observation: Tensor, action: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
         """y ``[T+1, B, belief_dim]`` and z ``[T, B, A or 0]`` along whole episodes, noise-free, as the upper
@@ -314,7 +328,8 @@ def build_policy(
     """The policy that a configuration describes; a level that is None is absent, not zeroed.
 
     Args:
-        families, goal_dim: training families and the width of a goal, for a critic that is told of them.
+        families, goal_dim: training families and the width of a goal, for a critic that is told of them and
+            an encoder that predicts goals.
 
     Raises:
         UserError: for an ego index outside the observation or an interval below 1.
@@ -327,7 +342,7 @@ def build_policy(
             f"ego_indices is {list(ego_indices)}: use one or more of 0 to {observation_dim - 1}, dimensions "
             "of the observation"
         )
-    task_encoder = _build_encoder(encoder, observation_dim, action_dim) if encoder else None
+    task_encoder = _build_encoder(encoder, observation_dim, action_dim, goal_dim) if encoder else None
     belief_dim = task_encoder.belief_dim if task_encoder else 0
     macro_vae = (
         None
@@ -376,7 +391,9 @@ def build_policy(
     )
 
 
-def _build_encoder(config: TaskEncoderConfig, observation_dim: int, action_dim: int) -> TaskEncoder:
+def _build_encoder(
+    config: TaskEncoderConfig, observation_dim: int, action_dim: int, goal_dim: int
+) -> TaskEncoder:
     options: dict[str, Any] = {
         "categories": config.categories,
         "variables": config.variables,
@@ -384,6 +401,7 @@ def _build_encoder(config: TaskEncoderConfig, observation_dim: int, action_dim: 
         "hidden": config.hidden,
         "embedding_hidden": config.embedding_hidden,
         "reward_embedding": config.reward_embedding,
+        "reward_change": config.context_reward == "change",
         "head_hidden": config.head_hidden,
         "dropout": config.dropout,
     }
@@ -391,5 +409,6 @@ def _build_encoder(config: TaskEncoderConfig, observation_dim: int, action_dim: 
         options |= {"latent_dim": config.latent_dim, "decoder_hidden": config.decoder_hidden}
         return MixtureEncoder(observation_dim, action_dim, **options)
     options["reward_decoder_hidden"] = config.decoder_hidden if config.reward_coef else None
-    kind = ContinuousEncoder if config.belief == "continuous" else TaskEncoder
-    return kind(observation_dim, action_dim, **options)
+    if config.belief == "continuous":
+        return ContinuousEncoder(observation_dim, action_dim, **options)
+    return TaskEncoder(observation_dim, action_dim, **options, goal_dim=goal_dim if config.goal_coef else 0)

@@ -22,7 +22,7 @@ class Collector:
 
     Args:
         build: makes this rank's environments of the families that it is given, as agents see them, and what
-            hides their goals, if the critic is told these.
+            hides their goals, if learning uses these.
         replay: where each rollout goes.
         families: all training families; rollouts index them.
         seed, stream: of acting.

@@ -61,6 +61,7 @@ def check_levels(
     other_policy = "with model.gradients joint it would change the policy whose ratios are formed: use 0"
     no_updates = "with model.gradients joint no level has updates of its own that it could end: use null"
     of_critic = "with model.gradients joint the critic's loss is the task encoder's: use 1"
+    no_goals = "only a categorical belief whose level has updates of its own is asked for goals: use 0"
     no_sub_tasks = "without model.task_encoder, or with a continuous belief, there are no sub-tasks: use "
     no_sub_tasks += "constant_discretisation or constant_margin"
     no_categories = "a continuous model.task_encoder.belief has no categories: use 0"
@@ -92,6 +93,7 @@ def check_levels(
         "task_encoder.categorical_coef": (continuous and encoder.categorical_coef, no_categories),
         "task_encoder.occupancy_coef": (continuous and encoder.occupancy_coef, no_categories),
         "task_encoder.variables": ((continuous or mixture) and encoder.variables != 1, one_variable),
+        "task_encoder.goal_coef": ((joint or continuous or mixture) and encoder.goal_coef, no_goals),
         "task_encoder.reward_coef": (mixture and encoder.reward_coef, by_itself),
     }
     levels = {"macro_vae": vae, "task_encoder": encoder, "ppo": ppo, "acting": acting}
@@ -112,9 +114,9 @@ def check_frozen(frozen: Iterable[str], absent: Container[str]) -> None:
         raise UserError(f"model.frozen is {list(frozen)}, so that nothing would learn: leave out a level")
 
 
-def check_goals(told: bool, goal_dim: int, width: int) -> None:
-    """Refuse a critic that is ``told`` goals of ``goal_dim`` numbers where they have ``width``."""
-    if told and width != goal_dim:
+def check_goals(used: bool, goal_dim: int, width: int) -> None:
+    """Refuse to learn from goals of ``goal_dim`` numbers where they have ``width``, if they are ``used``."""
+    if used and width != goal_dim:
         raise UserError(
             f"goal_dim is {goal_dim}, but goals have {width} numbers: pass goal_dim=data.goal_dim"
         )

@@ -42,7 +42,7 @@ class Learner(Protocol):
     """
 
     policy: HierarchicalPolicy
-    critic_is_told: bool
+    uses_goals: bool
     acting: Acting
     average_beliefs: AverageBeliefs
     iteration: Tensor
@@ -281,14 +281,14 @@ class MetaWorldDataModule(pl.LightningDataModule):
     def _training_envs(self, families: Sequence[str]) -> tuple[TaskEnvs, HiddenGoals | None]:
         """Of ``families``, as many as of all of them, as the agent sees them.
 
-        For a critic that is told goals they show them, and what hides them from the agent is returned, too.
+        Where learning uses goals they show them, and what hides them from the agent is returned, too.
         """
         goals = Goals("train", self.seed, self.goals_per_family, _TRAIN, self.episodes_per_trial)
         each = len(self.families) * self.envs_per_family // len(families)
-        told, indices = self.module.critic_is_told, self.benchmark.world.goal_indices
-        visible = self.goals_shown or (told and bool(indices))
+        used, indices = self.module.uses_goals, self.benchmark.world.goal_indices
+        visible = self.goals_shown or (used and bool(indices))
         envs = self.make_envs(self.backend, goals, each, goal_visible=visible, families=families)
-        hidden = HiddenGoals(envs, indices, self.goals_shown) if told else None
+        hidden = HiddenGoals(envs, indices, self.goals_shown) if used else None
         return self._as_seen(hidden or envs, "train", each, self.perturbation, _TRAIN, "policy", None), hidden
 
     # --- streams ---------------------------------------------------------------------------------

@@ -15,13 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from hmrl.himeta.average_beliefs import AverageBeliefs
-from hmrl.himeta.config import (
-    ActorCriticConfig,
-    Gradients,
-    MacroVAEConfig,
-    PPOConfig,
-    TaskEncoderConfig,
-)
+from hmrl.himeta.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.himeta.diagnostics import Movement, average, beliefs_of, rollout_metrics
 from hmrl.himeta.formulas import agreement
 from hmrl.himeta.losses import (
@@ -33,7 +27,7 @@ from hmrl.himeta.losses import (
     ppo_samples,
     task_encoder_loss,
 )
-from hmrl.himeta.normalizer import RewardScaler
+from hmrl.himeta.normalizer import GoalScaler, RewardScaler
 from hmrl.himeta.policy import build_policy
 from hmrl.results.file import digest
 from hmrl.rollouts.collect import seeded
@@ -57,6 +51,7 @@ from hmrl.training.compatibility import (
 from hmrl.types import Acting, Metrics, Rollout, Trajectories
 
 _UPPER_WEIGHT_DECAY = 0.01  # of task encoder and macro-VAE
+_OF_FAMILIES = ("reward_scaler.", "goal_scaler.")  # what is about training families, and only to learn from
 _STREAM = 1  # of the random numbers used in learning; the data module has its own
 
 
@@ -90,7 +85,8 @@ class HierarchicalMetaRL(pl.LightningModule):
         task_encoder, macro_vae: high and intermediate level; None leaves one out.
         actor_critic: low level's networks.
         ppo: low level's learning.
-        goal_dim: width of the goals that the critic is told of, if it is (``actor_critic.critic_input``).
+        goal_dim: width of the goals that the critic is told of (``actor_critic.critic_input``) and that the
+            belief has to predict (``task_encoder.goal_coef``), if so.
         acting, seed: how y, z and the action are drawn in training; of everything random in learning.
     """
 
@@ -131,6 +127,8 @@ class HierarchicalMetaRL(pl.LightningModule):
         self.ppo = as_config(PPOConfig, ppo)
         self.acting = as_config(Acting, acting)
         self.critic_is_told, self._goal_dim = self.network_config.critic_input == "task", goal_dim
+        predicts_goals = bool(self.encoder_config and self.encoder_config.goal_coef)
+        self.uses_goals = self.critic_is_told or predicts_goals
         self.gradients: Gradients = gradients
         ppo_of = {"actor": self.ppo.actor_lr, "critic": self.ppo.critic_lr}
         self._settings = {
@@ -170,6 +168,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         for level in self.frozen:
             self.policy.get_submodule(level).requires_grad_(False)
         self.reward_scaler = RewardScaler(self.ppo.reward_scale, self.ppo.gamma, len(self.families))
+        self.goal_scaler = GoalScaler(goal_dim * predicts_goals, len(self.families))
         self.average_beliefs = AverageBeliefs(len(self.families))
         self.register_buffer("env_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
@@ -183,12 +182,13 @@ class HierarchicalMetaRL(pl.LightningModule):
         """
         rollout, replay = batch.rollout, batch.replay
         check_rollout(self.ppo, self.vae_config, self.gradients, self.acting, *rollout.reward.shape)
-        check_goals(self.critic_is_told, self._goal_dim, rollout.hidden_goal.shape[1])
+        check_goals(self.uses_goals, self._goal_dim, rollout.hidden_goal.shape[1])
         rank, world_size = rank_and_world_size()
         beliefs = beliefs_of(self.policy, rollout, self.acting)
         with seeded(self.seed, _STREAM, rank, int(self.iteration)):
             # Before the advantages: the policy does not see these moments, so its ratio stays 1.
             self.reward_scaler.observe(rollout.reward, rollout.family)
+            self.goal_scaler.observe(rollout.hidden_goal, rollout.family)
             if self.gradients == "joint":
                 metrics = self._update_jointly(rollout)
             else:
@@ -212,7 +212,10 @@ class HierarchicalMetaRL(pl.LightningModule):
         for episodes in self._replayed(replay, config, moved):
             with self._learning("task_encoder"):
                 reward = self._learning_reward(episodes)
-                loss, seen = task_encoder_loss(self.policy, episodes, reward, config, self.ppo, self.acting)
+                goal = self.goal_scaler(episodes.hidden_goal, episodes.family)
+                loss, seen = task_encoder_loss(
+                    self.policy, episodes, reward, config, self.ppo, self.acting, goal
+                )
                 log.append(seen | self._descend(loss, "task_encoder"))
         return average(log) | {"updates/task_encoder": self._number(len(log)), "encoder/policy_kl": moved.kl}
 
@@ -371,7 +374,7 @@ class HierarchicalMetaRL(pl.LightningModule):
             UserError: naming what does not fit, before anything is changed.
         """
         checkpoint = load(path, key="init_from")
-        saved, anew = checkpoint["hyper_parameters"], ["reward_scaler.", "env_steps", "iteration"]
+        saved, anew = checkpoint["hyper_parameters"], [*_OF_FAMILIES, "env_steps", "iteration"]
         try:
             check_settings(saved)
             others = list(saved["families"]) != list(self.families)
@@ -441,7 +444,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if training:
             self.check_frozen_have_learnt()
-            check_goals(self.critic_is_told, self._goal_dim, getattr(data, "goal_dim", self._goal_dim))
+            check_goals(self.uses_goals, self._goal_dim, getattr(data, "goal_dim", self._goal_dim))
         if self._loaded:
             check_deviations(self._loaded, getattr(data, "modes", {}).values(), training=training)
 
@@ -469,7 +472,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         """
         training, self._left = self._trainer is not None and self.trainer.state.fn == "fit", {}
         if not training and list(checkpoint["hyper_parameters"]["families"]) != list(self.families):
-            learning = ["reward_scaler."]  # about training families, and only to learn from
+            learning = [*_OF_FAMILIES]
             if self.critic_is_told:
                 learning.append("policy.critic.")
             replaced = tuple(learning)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from hmrl.himeta.config import ActorCriticConfig
@@ -32,7 +33,7 @@ def actor(state_dependent_std: bool = False, log_std_init: float = -0.3) -> Acto
     return net
 
 
-def encoder(cell: str = "gru", dropout: float = 0.0) -> TaskEncoder:
+def encoder(cell: str = "gru", dropout: float = 0.0, reward_change: bool = False) -> TaskEncoder:
     return TaskEncoder(
         S,
         A,
@@ -42,6 +43,7 @@ def encoder(cell: str = "gru", dropout: float = 0.0) -> TaskEncoder:
         embedding_hidden=(5, 4, 3),
         head_hidden=(6,),
         dropout=dropout,
+        reward_change=reward_change,
     )
 
 
@@ -110,12 +112,10 @@ def test_a_deviation_out_of_its_range_can_come_back(made_by: str, raw: float) ->
         mixture = MixtureEncoder(S, A, categories=K, cell="gru", latent_dim=2, decoder_hidden=(8,), **options)
         low, high = -5.0, 2.0
         parameter = mixture.head[-1].bias if made_by == "mixture" else mixture.prior_log_std
-        out = torch.zeros(1, 1, S)
+        zeros = torch.zeros(2, 1, S), torch.zeros(1, 1, A), torch.zeros(2, 1)
         hidden = mixture.initial_hidden(1, torch.device("cpu"))
         std = lambda: (  # noqa: E731
-            mixture.components(mixture(out, torch.zeros(1, 1, A), torch.zeros(1, 1), out, hidden)[0])[1]
-            if made_by == "mixture"
-            else mixture.prior()[1]
+            mixture.components(mixture(*zeros, hidden)[0])[1] if made_by == "mixture" else mixture.prior()[1]
         )
     with torch.no_grad():
         parameter.fill_(raw)
@@ -212,35 +212,58 @@ def test_vae_dropout_is_in_the_decoder_alone() -> None:
 # --- task encoder --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("change", [False, True])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "mingru"])
-def test_encoder_in_one_go_equals_step_by_step(cell: str) -> None:
-    net, steps = encoder(cell), 6
-    inputs = (
-        torch.randn(steps, 4, S),
-        torch.randn(steps, 4, A),
-        torch.randn(steps, 4),
-        torch.randn(steps, 4, S),
-    )
+def test_encoder_in_one_go_equals_step_by_step(cell: str, change: bool) -> None:
+    net, steps = encoder(cell, reward_change=change), 6
+    state, action, reward = torch.randn(steps + 1, 4, S), torch.randn(steps, 4, A), torch.randn(steps + 1, 4)
     hidden = net.initial_hidden(4, torch.device("cpu"))
     assert [tuple(h.shape) for h in hidden] == [(1, 4, 8)] * (2 if cell == "lstm" else 1)
     assert all(h.eq(0).all() for h in hidden)
-    logits, last = net(*inputs, hidden)
+    logits, last = net(state, action, reward, hidden)
     for t in range(steps):
-        one, hidden = net(*(x[t : t + 1] for x in inputs), hidden)
+        one, hidden = net(state[t : t + 2], action[t : t + 1], reward[t : t + 2], hidden)
         torch.testing.assert_close(one[0], logits[t], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(hidden, last, atol=1e-5, rtol=1e-5)
 
 
 def test_encoder_sees_the_executed_action_and_every_part_of_the_context() -> None:
-    net = encoder()
-    parts = [torch.randn(1, 4, S), 0.5 * torch.randn(1, 4, A), torch.randn(1, 4), torch.randn(1, 4, S)]
-    hidden = net.initial_hidden(4, torch.device("cpu"))
-    logits, _ = net(*parts, hidden)
-    for i in range(4):
-        changed = [p + 0.3 if i == j else p for j, p in enumerate(parts)]
-        assert not torch.allclose(net(*changed, hidden)[0], logits)
-    at_limit, beyond = ([parts[0], torch.full((1, 4, A), a), *parts[2:]] for a in (1.0, 7.0))
-    assert torch.equal(net(*at_limit, hidden)[0], net(*beyond, hidden)[0])
+    for change in (False, True):
+        net = encoder(reward_change=change)
+        state, action, reward = torch.randn(2, 4, S), 0.5 * torch.randn(1, 4, A), torch.randn(2, 4)
+        hidden = net.initial_hidden(4, torch.device("cpu"))
+        logits, _ = net(state, action, reward, hidden)
+        others = {"state": state.clone(), "next state": state.clone(), "reward": reward.clone()}
+        others["state"][0] += 0.3
+        others["next state"][1] += 0.3
+        others["reward"][1] += 0.3
+        seen = [net(others[key], action, reward, hidden)[0] for key in ("state", "next state")]
+        seen += [net(state, action + 0.3, reward, hidden)[0], net(state, action, others["reward"], hidden)[0]]
+        assert not any(torch.allclose(x, logits) for x in seen)
+        earlier = reward.clone()
+        earlier[0] += 0.3
+        assert torch.equal(net(state, action, earlier, hidden)[0], logits) != change
+        at_limit, beyond = (net(state, torch.full((1, 4, A), a), reward, hidden)[0] for a in (1.0, 7.0))
+        assert torch.equal(at_limit, beyond)
+
+
+def test_the_context_holds_the_change_of_the_reward_and_its_product_with_that_of_the_state() -> None:
+    net = encoder(reward_change=True)
+    state, action, reward = torch.randn(3, 4, S), torch.randn(2, 4, A), torch.randn(3, 4)
+    context = net.context(state, action, reward)
+    assert context.shape[-1] == net.recurrent.input_size == 2 * S + A + 2 + S
+    for t in range(2):
+        dr, ds = 10 * (reward[t + 1] - reward[t]), 5 * (state[t + 1] - state[t])
+        product = np.tanh(dr.numpy())[:, None] * np.tanh(ds.numpy())
+        np.testing.assert_allclose(context[t, :, -S:].detach().numpy(), product, rtol=1e-5, atol=1e-6)
+        assert net.embed_change is not None
+        torch.testing.assert_close(context[t, :, -S - 1 : -S], net.embed_change(dr.unsqueeze(-1)))
+    torch.testing.assert_close(context[..., : 2 * S + A + 1], plain_context(net, state, action, reward))
+
+
+def plain_context(net: TaskEncoder, state: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+    parts = [net.embed_state(state[:-1]), net.embed_action(action.clamp(-1, 1))]
+    return torch.cat([*parts, net.embed_reward(reward[1:].unsqueeze(-1)), net.embed_state(state[1:])], -1)
 
 
 def test_encoder_embeddings_are_as_wide_as_their_inputs() -> None:

@@ -117,21 +117,21 @@ def test_beliefs_of_acting_and_learning_are_the_same(cell: str, interval: int) -
     assert learnt.std(0).max() > 1e-3  # or all beliefs are alike
 
 
-@pytest.mark.parametrize("context_reward", ["plain", "log"])
+@pytest.mark.parametrize("context_reward", ["plain", "log", "change"])
 def test_contexts_end_at_the_present_state(context_reward: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """c_t = (s_{t-1}, a_{t-1}, r_{t-1}, s_t), zeros and a raw reward of 0 before the first step."""
+    """c_t = (s_{t-1}, a_{t-1}, r_{t-1}, s_t), with zeros before the first step; and r_{t-2}."""
     policy = build_module(encoder_config(context_reward=context_reward), vae_config()).policy
     rollout = random_rollout()
     rollout.reward[1] *= -1
     seen: list[Tensor] = []
     assert policy.task_encoder
-    forward = policy.task_encoder.forward
+    context = policy.task_encoder.context
 
-    def spy(*context: Tensor) -> object:
-        seen.extend(context[:4])
-        return forward(*context)  # type: ignore[arg-type]
+    def spy(*given: Tensor) -> Tensor:
+        seen.extend(given)
+        return context(*given)
 
-    monkeypatch.setattr(policy.task_encoder, "forward", spy)
+    monkeypatch.setattr(policy.task_encoder, "context", spy)
     beliefs(policy, rollout)
     learnt = list(seen)
     carry, reward, acted = policy.initial_carry(B), torch.zeros(B), []
@@ -144,15 +144,20 @@ def test_contexts_end_at_the_present_state(context_reward: str, monkeypatch: pyt
             reward = rollout.reward[t]
     state = policy.normalize(rollout.observation)
     zeros = [torch.zeros(1, B, S), torch.zeros(1, B, A), torch.zeros(1, B)]
-    raw_rewards = torch.cat([zeros[2], rollout.reward])
-    if context_reward == "log":
+    raw_rewards = torch.cat([zeros[2], zeros[2], rollout.reward])
+    if context_reward != "plain":
         raw_rewards = raw_rewards.sign() * (1 + (math.exp(3) - 1) / 3 * raw_rewards.abs()).log()
     moments = policy.reward_moments
     rewards = ((raw_rewards - moments.mean[0]) / moments.var[0].sqrt()).clamp(-5, 5).float()
-    expected = [torch.cat([zeros[0], state[:-1]]), torch.cat([zeros[1], rollout.action]), rewards, state]
-    for i, name in enumerate(("previous state", "previous action", "previous reward", "state")):
+    expected = [torch.cat([zeros[0], state]), torch.cat([zeros[1], rollout.action]), rewards]
+    for i, name in enumerate(("state", "previous action", "previous reward")):
         torch.testing.assert_close(learnt[i], expected[i], msg=f"learning sees another {name}")
-        torch.testing.assert_close(torch.cat([c[i] for c in acted]), expected[i], msg=f"acting: {name}")
+        pairs = len(acted[0][i]) == 2  # of this step and the one before
+        steps = torch.stack([c[i][-1] for c in acted])
+        torch.testing.assert_close(steps, expected[i][int(pairs) :], msg=f"acting: {name}")
+        if pairs:
+            before = torch.stack([c[i][0] for c in acted])
+            torch.testing.assert_close(before, expected[i][:-1], msg=f"acting: {name} before")
 
 
 @pytest.mark.parametrize("t", [0, 2, T])

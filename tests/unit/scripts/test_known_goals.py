@@ -1,0 +1,57 @@
+"""The script that asks what a belief knows of hidden goals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import known_goals
+from hmrl.rollouts.collect import seeded
+from hmrl.system.errors import UserError
+from support.agents import G, build_module, encoder_config, random_rollout, trajectories, vae_config
+
+
+def checkpoint(**changes: Any) -> dict[str, Any]:
+    module = build_module(encoder_config(lr=0.02, hidden=16, **changes), vae_config(), goal_dim=G)
+    return {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+
+
+def left(*, seen: bool) -> float:
+    """Of the goals' variance, where the observation shows the goal and where nothing does."""
+    rollout = random_rollout(episodes=240)
+    if seen:
+        rollout.observation[..., :G] = rollout.hidden_goal
+    episodes = trajectories(rollout)
+    parts = torch.arange(240).split(200)
+    with seeded(0):
+        policy = known_goals.agent_of(checkpoint(), "change")
+        learnt, tested = (episodes.select(part) for part in parts)
+        found = known_goals.unexplained(policy, learnt, tested, 2, 300, encoder_learns=True)
+    assert found.shape == (len(rollout.observation), 2)
+    return float(found[-1].mean())
+
+
+def test_goals_that_can_be_seen_are_found_and_others_are_not() -> None:
+    assert left(seen=True) < 0.6
+    assert left(seen=False) > 0.9
+
+
+def test_a_probe_leaves_the_encoder_as_it_is_and_fixed_goals_have_no_share() -> None:
+    rollout = random_rollout(episodes=40)
+    rollout.hidden_goal[rollout.family == 1] = 0.5
+    episodes = trajectories(rollout)
+    policy = known_goals.agent_of(checkpoint(), None)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    found = known_goals.unexplained(policy, episodes, episodes, 2, 3, encoder_learns=False)
+    assert found[:, 0].isfinite().all()
+    assert found[:, 1].isnan().all()
+    assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+
+
+def test_an_agent_without_memory_is_refused() -> None:
+    saved = checkpoint()
+    saved["hyper_parameters"]["task_encoder"] = None
+    with pytest.raises(UserError, match="without a task encoder"):
+        known_goals.agent_of(saved, None)
