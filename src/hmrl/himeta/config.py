@@ -59,8 +59,8 @@ class TaskEncoderConfig(Checked):
         value_coef: weight of the value loss.
         reward_coef: weight of predicting the rewards of other steps of the same trial from the belief; see
             :func:`hmrl.himeta.losses.reward_loss`.
-        goal_coef: weight of estimating the hidden goal, which the trainer knows. The belief then ends with the
-            estimate; 0 for a belief without. See :func:`hmrl.himeta.losses.goal_loss`.
+        goal_coef: weight of estimating the hidden goal, which the trainer knows; the belief then ends with
+            the estimate. 0 for a belief without. See :func:`hmrl.himeta.losses.goal_loss`.
         latent_dim: width of a mixture's components.
         decoder_hidden: hidden widths of the reward's decoder, or of a mixture's two.
         categorical_coef: weight of log K - H.
