@@ -126,7 +126,7 @@ def _attached(data: MetaWorldDataModule) -> MetaWorldDataModule:
         policy=RandomPolicy(),
         acting=Acting(),
         iteration=0,
-        critic_is_told=False,
+        uses_goals=False,
         average_beliefs=AverageBeliefs(0),
     )
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]

@@ -109,7 +109,7 @@ def goals_met(
         policy=SimpleNamespace(is_random=lambda acting: True),
         acting=Acting(),
         stage="train",
-        critic_is_told=False,
+        uses_goals=False,
         average_beliefs=AverageBeliefs(0),
     )
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]

@@ -86,9 +86,9 @@ class Shown(Points):
 
 
 @pytest.mark.parametrize("indices", [(), (4,)], ids=["a goal nobody declared", "declared"])
-@pytest.mark.parametrize("critic_input", ["belief", "task"])
-def test_goals_are_hidden_in_training_whatever_the_critic_is_told(
-    indices: tuple[int, ...], critic_input: str, tmp_path: Path
+@pytest.mark.parametrize("told", ["nobody", "critic", "encoder"])
+def test_goals_are_hidden_from_the_agent_whoever_is_told_them_in_training(
+    indices: tuple[int, ...], told: str, tmp_path: Path
 ) -> None:
     """And hiding them leaves the world as it is, which hands out the array that holds them."""
 
@@ -111,7 +111,9 @@ def test_goals_are_hidden_in_training_whatever_the_critic_is_told(
 
     data = points(ShownData)
     networks = tiny_networks()
+    critic_input = "task" if told == "critic" else "belief"
     networks["actor_critic"] = replace(networks["actor_critic"], critic_input=critic_input)
+    networks["task_encoder"] = replace(networks["task_encoder"], goal_coef=float(told == "encoder"))
     sizes = data.families, data.observation_dim, data.action_dim, data.ego_indices
     model = HierarchicalMetaRL(*sizes, goal_dim=data.goal_dim, **networks)
     options = {"accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": 2}
@@ -119,8 +121,8 @@ def test_goals_are_hidden_in_training_whatever_the_critic_is_told(
     replayed = data.replay.sample(100)
     assert (replayed.observation[..., 4] == 0).all()
     side = 2.0 * replayed.family - 1
-    told = side[:, None] if indices and critic_input == "task" else side[:, None][:, :0]
-    assert torch.equal(replayed.hidden_goal, told)
+    known = side[:, None] if indices and told != "nobody" else side[:, None][:, :0]
+    assert torch.equal(replayed.hidden_goal, known)
     assert torch.allclose(replayed.reward[0], 2 * side * 0.15 * replayed.action[0, :, 0].clamp(-1, 1))
 
 

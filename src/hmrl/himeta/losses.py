@@ -58,7 +58,7 @@ def task_encoder_loss(
 
     Args:
         scaled_reward: the low level's rewards of these episodes, ``[T, N]``.
-        goal: of each episode, standardised within its family, ``[N, G]``; needed with a ``goal_coef``.
+        goal: of each episode, standardised within its family, ``[N, G]``; G is 0 where none is estimated.
     """
     memory = policy.remember_episodes(episodes.observation, episodes.action, episodes.reward)
     state, task = policy.normalize(episodes.observation), policy.task(episodes)
@@ -72,8 +72,7 @@ def task_encoder_loss(
     value_loss = (value - target[steps[known]]).square().mean()
     own, metrics = belief_loss(policy, episodes, sequence, config)
     loss = config.value_coef * value_loss + own
-    if config.goal_coef:
-        assert goal is not None
+    if goal is not None and goal.shape[1]:
         error = goal_loss(sequence, goal)
         loss = loss + config.goal_coef * error
         metrics["encoder/goal_error"] = error.detach()
