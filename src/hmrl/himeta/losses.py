@@ -37,7 +37,6 @@ from hmrl.types import TRAJECTORY_TENSORS, Acting, Metrics, Rollout, Trajectorie
 
 # --- high level: the task belief y -----------------------------------------------------------------
 
-_STEPS = 64  # of each replayed trial, whose beliefs learn in an update
 QUESTIONS = 50  # pairs of a belief and another step of its trial, for each replayed trial
 _MIXTURE_KL = 0.1  # w, the weight of both KLs in a mixture's loss
 
@@ -53,8 +52,8 @@ def task_encoder_loss(
 ) -> tuple[Tensor, Metrics]:
     """(V(s_t, y_t) - lambda-return)^2 + the belief's own loss (HiMeta, high level) + that of goals.
 
-    The returns are made anew with the current critic and beliefs. Memory learns from a random part of the
-    steps, the same of all episodes: neighbours say nearly the same, and all of them take twice as long.
+    The returns are made anew with the current critic and beliefs. Where not all steps learn, a random part
+    does, the same of all episodes.
 
     Args:
         scaled_reward: the low level's rewards of these episodes, ``[T, N]``.
@@ -62,14 +61,17 @@ def task_encoder_loss(
     """
     memory = policy.remember_episodes(episodes.observation, episodes.action, episodes.reward)
     state, task = policy.normalize(episodes.observation), policy.task(episodes)
-    with torch.no_grad():
-        value = policy.value(state, policy.sequence(memory, acting).belief, task)
-        _, target = gae(scaled_reward, value, ppo.gamma, ppo.gae_lambda)
-    steps = torch.randperm(len(memory))[:_STEPS].to(memory.device)
-    sequence = policy.sequence(memory[steps], acting)
+    steps, every = torch.arange(len(memory), device=memory.device), config.steps >= len(memory)
+    with torch.set_grad_enabled(every):
+        sequence = policy.sequence(memory, acting)
+        value = policy.value(state, sequence.belief, task)
+    _, target = gae(scaled_reward, value.detach(), ppo.gamma, ppo.gae_lambda)
+    if not every:
+        steps = torch.randperm(len(memory))[: config.steps].to(memory.device)
+        sequence = policy.sequence(memory[steps], acting)
+        value = policy.value(state[steps], sequence.belief, task)
     known = steps < len(target)  # of the last state there is no return
-    value = policy.value(state[steps], sequence.belief, task)[known]
-    value_loss = (value - target[steps[known]]).square().mean()
+    value_loss = (value[known] - target[steps[known]]).square().mean()
     own, metrics = belief_loss(policy, episodes, sequence, config)
     loss = config.value_coef * value_loss + own
     if goal is not None and goal.shape[1]:

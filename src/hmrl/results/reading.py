@@ -63,7 +63,7 @@ _USUAL |= {"adaptation_episodes", "evaluation_episodes", "total_tasks_per_cls", 
 _KEPT = re.compile(
     r"rollout/success/.+|rollout/return/mean|success(_\w+)?/(train|test)/mean|return/(train|test)/mean"
     r"|latents/.+|vae/(agreement|decoder_error|decoder_error_without_z|policy_kl)"
-    r"|encoder/(family_information|marginal_entropy|policy_kl)|ppo/(approx_kl|action_std)"
+    r"|encoder/(family_information|goal_error|marginal_entropy|policy_kl)|ppo/(approx_kl|action_std)"
     r"|time/(env_steps_per_second|learning_seconds)"
 )
 

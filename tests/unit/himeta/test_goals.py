@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hmrl.himeta.formulas import gae
-from hmrl.himeta.losses import _STEPS, goal_loss, task_encoder_loss
+from hmrl.himeta.losses import goal_loss, task_encoder_loss
 from hmrl.himeta.normalizer import GoalScaler
 from hmrl.system.errors import UserError
 from hmrl.training.module import HierarchicalMetaRL
@@ -97,9 +97,10 @@ def test_goals_are_asked_of_a_categorical_belief_alone(belief: str, gradients: s
         build_module(config, vae_config(), gradients=gradients, goal_dim=G)
 
 
-def test_a_part_of_a_long_trial_learns_and_its_returns_are_those_of_all_of_it() -> None:
-    module = build_module(encoder_config(categorical_coef=0.0), vae_config())
-    rollout = random_rollout(steps=3 * _STEPS)
+@pytest.mark.parametrize("count", [5, 64, 1000])
+def test_a_part_of_a_trial_learns_and_its_returns_are_those_of_all_of_it(count: int) -> None:
+    module = build_module(encoder_config(categorical_coef=0.0, steps=count), vae_config())
+    rollout = random_rollout(steps=100)
     policy, ppo = module.policy, module.ppo
     assert module.encoder_config
     torch.manual_seed(5)
@@ -107,9 +108,11 @@ def test_a_part_of_a_long_trial_learns_and_its_returns_are_those_of_all_of_it() 
         policy, trajectories(rollout), rollout.reward, module.encoder_config, ppo, Acting()
     )
     torch.manual_seed(5)
-    chosen = torch.randperm(3 * _STEPS + 1)[:_STEPS]
+    chosen = torch.randperm(101)[:count]
     belief = policy.encode_episodes(rollout.observation, rollout.action, rollout.reward, Acting()).belief
     value = policy.value(policy.normalize(rollout.observation), belief, policy.task(rollout))
     _, target = gae(rollout.reward, value, ppo.gamma, ppo.gae_lambda)
-    chosen = chosen[chosen < len(target)]
-    torch.testing.assert_close(loss, (value[:-1] - target.detach())[chosen].square().mean())
+    error = (value[:-1] - target.detach())[chosen[chosen < 100]].square().mean()
+    torch.testing.assert_close(loss, error)
+    weight = policy.task_encoder.head[0].weight  # type: ignore[union-attr]
+    torch.testing.assert_close(*(torch.autograd.grad(x, weight)[0] for x in (loss, error)))
