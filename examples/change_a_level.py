@@ -26,10 +26,10 @@ class Reactive(TaskEncoder):
         super().__init__(*args, **options)
         self.recurrent = nn.Sequential(nn.Linear(self.recurrent.input_size, self.hidden), nn.ReLU())
 
-    def forward(self, *context_and_hidden: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """As :meth:`TaskEncoder.forward`, with the recurrent state unchanged."""
+    def remember(self, *context_and_hidden: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As :meth:`TaskEncoder.remember`, with the recurrent state unchanged."""
         *context, hidden = context_and_hidden
-        return self.head(self.recurrent(self.context(*context))), hidden
+        return self.recurrent(self.context(*context)), hidden
 
 
 class ReactiveAgent(HierarchicalMetaRL):

@@ -101,8 +101,8 @@ def unexplained(
     return torch.stack(left, dim=1)
 
 
-def agent_of(saved: dict[str, Any], context: str | None) -> HierarchicalPolicy:
-    """The checkpoint's policy; with a ``context``, its normaliser and a task encoder that begins anew."""
+def agent_of(saved: dict[str, Any], context: str | None, learnt: Trajectories) -> HierarchicalPolicy:
+    """The checkpoint's policy; with a ``context``, a new encoder and the moments of ``learnt``."""
     settings = saved["hyper_parameters"]
     if settings["task_encoder"] is None:
         raise UserError("the checkpoint is of an agent without a task encoder")
@@ -122,8 +122,7 @@ def agent_of(saved: dict[str, Any], context: str | None) -> HierarchicalPolicy:
         families=len(settings["families"]),
         goal_dim=settings["goal_dim"],
     )
-    for name in ("observation_moments", "reward_moments"):
-        new.get_submodule(name).load_state_dict(agent.policy.get_submodule(name).state_dict())
+    new.observe(learnt.observation, learnt.reward, learnt.hidden_goal)
     return new
 
 
@@ -145,9 +144,9 @@ def main() -> None:
             raise UserError(f"{options.checkpoint} holds no goals: nobody was told them in training")
         names = saved["hyper_parameters"]["families"]
         with seeded(options.seed):
-            policy = agent_of(saved, options.encoder)
             parts = torch.randperm(len(episodes.family)).tensor_split([len(episodes.family) // 5])
             tested, learnt = (episodes.select(part) for part in parts)
+            policy = agent_of(saved, options.encoder, learnt)
             learns = options.encoder is not None
             left = unexplained(policy, learnt, tested, len(names), options.updates, encoder_learns=learns)
     except UserError as mistake:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from dataclasses import replace
@@ -112,7 +113,7 @@ def compare(
     moments = {
         name.removeprefix("policy."): value
         for name, value in saved["state_dict"].items()
-        if "_moments." in name and name.startswith("policy.")
+        if re.match(r"policy\.(observation|reward)_moments\.", name)
     }
     with seeded(0):
         held_out, rest = torch.randperm(len(episodes.family)).tensor_split([len(episodes.family) // 5])

@@ -13,6 +13,7 @@ from hmrl.himeta.formulas import Categorical, GoalStrategy
 from hmrl.himeta.normalizer import RewardScale
 from hmrl.system.rules import (
     Above0To1,
+    AtLeast2OrNull,
     Bounds,
     Checked,
     Count,
@@ -60,7 +61,8 @@ class TaskEncoderConfig(Checked):
         reward_coef: weight of predicting the rewards of other steps of the same trial from the belief; see
             :func:`hmrl.himeta.losses.reward_loss`.
         goal_coef: weight of estimating the hidden goal, which the trainer knows; the belief then ends with
-            the estimate. 0 for a belief without. See :func:`hmrl.himeta.losses.goal_loss`.
+            the estimate. 0 for a belief without, which worlds without goals have anyway. See
+            :func:`hmrl.himeta.losses.goal_loss`.
         latent_dim: width of a mixture's components.
         decoder_hidden: hidden widths of the reward's decoder, or of a mixture's two.
         categorical_coef: weight of log K - H.
@@ -72,7 +74,7 @@ class TaskEncoderConfig(Checked):
             never). Asked after every other step; these may move it farther (lower ``lr`` then), and are not
             taken back.
         trajectories: replayed episodes a step.
-        steps: of each of them, drawn at random, whose beliefs learn; all, if there are no more.
+        steps: of each of them, drawn at random, whose beliefs learn; all of them by default.
         lr: learning rate (AdamW, with its usual weight decay).
         max_grad_norm: gradients are scaled down to this norm.
     """
@@ -101,7 +103,7 @@ class TaskEncoderConfig(Checked):
     updates: CountOr0 = 10
     target_kl: PositiveOrNull = 0.01
     trajectories: Count = 10
-    steps: Count = 1000
+    steps: AtLeast2OrNull = None
     lr: Positive = 7e-4
     max_grad_norm: Positive = 1.0
 

@@ -61,7 +61,10 @@ def task_encoder_loss(
     """
     memory = policy.remember_episodes(episodes.observation, episodes.action, episodes.reward)
     state, task = policy.normalize(episodes.observation), policy.task(episodes)
-    steps, every = torch.arange(len(memory), device=memory.device), config.steps >= len(memory)
+    steps, every = (
+        torch.arange(len(memory), device=memory.device),
+        (config.steps or len(memory)) >= len(memory),
+    )
     with torch.set_grad_enabled(every):
         sequence = policy.sequence(memory, acting)
         value = policy.value(state, sequence.belief, task)
@@ -177,9 +180,9 @@ def reward_loss(
 def goal_loss(sequence: BeliefSequence, goal: Tensor) -> Tensor:
     """||g - g_hat_t||^2, where g_hat_t is what the belief ends with.
 
-    The trainer knows goals, the agent never does: it acts on its estimate. Not in HiMeta; supervised task
-    inference is due to Humplik et al. 2019 (arXiv 1905.06424). Goals are standardised within families, so
-    that only memory can tell.
+    The trainer knows goals, the agent never does: it acts on its estimate. That also serves to predict values
+    and rewards, and so learns from these, too. Not in HiMeta; supervised task inference is due to Humplik et
+    al. 2019 (arXiv 1905.06424). Goals are standardised within families, so that only memory can tell.
 
     Args:
         goal: standardised within families. ``[N, G]``

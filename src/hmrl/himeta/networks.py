@@ -163,26 +163,16 @@ class TaskEncoder(nn.Module):
         """Zero recurrent states, one ``[1, B, H]`` for a (min)GRU and two for an LSTM."""
         return tuple(torch.zeros(1, batch_size, self.hidden, device=device) for _ in range(self.num_states))
 
-    def forward(
+    def remember(
         self, state: Tensor, action: Tensor, reward: Tensor, hidden: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What the belief is made of (logits ``[T, B, G * K]``) and the new recurrent state.
+        """The memory that ``head`` makes a belief of ``[T, B, H]``, and the new recurrent state.
 
         Args:
             state: normalised, from the one before the first context's. ``[T+1, B, S]``
             action: a_{t-1} of each context. ``[T, B, A]``
             reward: normalised, r_{t-1} of each context, and before them r_{t-2} of the first. ``[T+1, B]``
             hidden: as :meth:`initial_hidden`.
-        """
-        memory, hidden = self.remember(state, action, reward, hidden)
-        return self.head(memory), hidden
-
-    def remember(
-        self, state: Tensor, action: Tensor, reward: Tensor, hidden: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The recurrent cell's output ``[T, B, H]`` and its new state.
-
-        Args: as for :meth:`forward`.
         """
         context = self.context(state, action, reward)
         out, last = self.recurrent(context, hidden if self.num_states == 2 else hidden[0])
@@ -191,7 +181,7 @@ class TaskEncoder(nn.Module):
     def context(self, state: Tensor, action: Tensor, reward: Tensor) -> Tensor:
         """c_t, embedded. ``[T, B, 2 S + A + R]``, R the width of the reward's embedding; and R + S more
 
-        Args: as for :meth:`forward`.
+        Args: as for :meth:`remember`.
         """
         embedded = self.embed_state(state)
         parts = [
@@ -219,7 +209,7 @@ class TaskEncoder(nn.Module):
         return decoded.squeeze(-1)
 
     def probabilities(self, out: Tensor) -> Tensor:
-        """The categories' probabilities ``[..., G, K]`` from what :meth:`forward` gave."""
+        """The categories' probabilities ``[..., G, K]`` from what ``head`` gave."""
         probabilities: Tensor = self.by_variable(out).softmax(-1)
         return probabilities
 
@@ -233,7 +223,7 @@ class TaskEncoder(nn.Module):
         the goal's estimate, if there is one.
 
         Args:
-            out: of :meth:`forward`.
+            out: of ``head``.
             sample: draw.
             temperature: of the Gumbel-softmax.
         """

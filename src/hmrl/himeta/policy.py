@@ -152,13 +152,13 @@ class HierarchicalPolicy(nn.Module):
         hidden = carry.hidden
         belief = state.new_zeros(len(state), 0)
         if self.task_encoder:
-            logits, hidden = self.task_encoder(
+            memory, hidden = self.task_encoder.remember(
                 torch.stack([carry.observation, state]),
                 carry.action.unsqueeze(0),
                 torch.stack([carry.reward[:, 0], in_context]),
                 carry.hidden,
             )
-            belief = self.belief(logits[0], acting)
+            belief = self.belief(self.task_encoder.head(memory[0]), acting)
         if acting.permute == "task_belief":
             belief = belief[_donors(len(belief)).to(belief.device)]
         if imposed is not None:

@@ -241,18 +241,23 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def _told(content: dict[str, Any]) -> str | None:
-    """What the agent's critic was given in training beside the state; None where nothing was trained."""
+    """What the agent's critic was given in training beside the state, and whether its encoder was told goals.
+
+    None where nothing was trained.
+    """
     if content["agent"] != "policy":
         return None
     networks = (content.get("model") or {}).get("actor_critic") or {}
-    return str(networks.get("critic_input", "belief"))  # older files do not say, for no critic was told
+    told = str(networks.get("critic_input", "belief"))  # older files do not say, for no critic was told
+    encoder = (content.get("model") or {}).get("task_encoder") or {}
+    return f"{told}, and goals for the encoder" if encoder.get("goal_coef") else told
 
 
 def read_result(path: Path, mode: str) -> list[dict[str, Any]]:
     """Scores of a results file, a row a mode, split and family, each with what is known of the file, too.
 
     ``parameters`` are the protocol's; ``differs`` says in words what in ``mode`` was otherwise than in
-    training; ``critic`` is what the agent's critic was given in training; revisions have a mark if the
+    training; ``critic`` is what critic and encoder were told in training; revisions have a mark if the
     source was modified; ``packages`` is name -> version.
 
     Raises:

@@ -29,6 +29,7 @@ Positive = Annotated[float, _POSITIVE]
 PositiveOrNull = Annotated[
     float | None, Rule("positive and finite, or null", lambda x: x is None or 0 < x < inf)
 ]
+AtLeast2OrNull = Annotated[int | None, Rule("at least 2, or null", lambda x: x is None or 2 <= x < inf)]
 NotNegative = Annotated[float, _NOT_NEGATIVE]
 Finite = Annotated[float, Rule("finite", lambda x: -inf < x < inf)]
 From0To1 = Annotated[float, Rule("in [0, 1]", lambda x: 0 <= x <= 1)]

@@ -245,6 +245,11 @@ def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) ->
                 where = "left out" if there is None else "present"
                 found[f"model.{section}"] = f"model.{section} is {where} there and not here"
             continue
+        if section == "task_encoder" and bool(a := there.get("goal_coef")) != bool(
+            b := here.get("goal_coef")
+        ):
+            name = f"model.{section}.goal_coef"
+            found[name] = f"{name} is {a} there and {b} here"
         for key in keys:
             name = ".".join(filter(None, ("model", section, key)))
             a, b = (list(x[key]) if isinstance(x[key], tuple | list) else x[key] for x in (there, here))

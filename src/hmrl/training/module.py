@@ -364,8 +364,8 @@ class HierarchicalMetaRL(pl.LightningModule):
     def init_from(self, path: str | Path) -> None:
         """Begin from another run's weights: networks and normaliser are taken over, the rest begins anew.
 
-        Anew are optimizers, replay, reward scaler, environment steps and iterations; and, where families are
-        others, a critic that is told the family (``critic_input: task``).
+        Anew are optimizers, replay, scalers of rewards and goals, environment steps, iterations; and, where
+        families are others, a critic that is told the family (``critic_input: task``).
 
         Args:
             path: a checkpoint or weights-only export.

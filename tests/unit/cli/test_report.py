@@ -255,7 +255,7 @@ def test_runs_and_what_differs_between_them(
     changes = {"env_steps": 1_000_000, "packages": {"torch": "2.12.0", "envpool": None, "mujoco": "3.3"}}
     content = result(rates(0.1, 0.1, 0.1), git={"revision": "abc123", "modified": True}, **changes)
     content["protocol"]["backend"] = "envpool"
-    content["model"] = {"actor_critic": {"critic_input": "task"}}
+    content["model"] = {"actor_critic": {"critic_input": "task"}, "task_encoder": {"goal_coef": 1.0}}
     write_result(tmp_path / "runs/flat-seed2", content)
     (tmp_path / "runs/beli-seed3/test-first_episode.json").unlink()
     text = report(runs, tmp_path / "out")
@@ -269,7 +269,7 @@ def test_runs_and_what_differs_between_them(
     assert "2.12.0 (flat seed 2)" in warnings
     assert "The version of mujoco differs: none (three levels seed 1" in warnings
     assert "The input of critics in training differs: belief (three levels seed 1" in warnings
-    assert "task (flat seed 2)" in warnings
+    assert "task, and goals for the encoder (flat seed 2)" in warnings
     assert "The git revision differs: abc123 (three levels seed 1" in warnings
     assert "python" not in warnings
     assert "version of envpool" not in warnings  # none installed, or not looked for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 
 from hmrl.himeta.formulas import gae
 from hmrl.himeta.losses import goal_loss, task_encoder_loss
+from hmrl.himeta.networks import TaskEncoder
 from hmrl.himeta.normalizer import GoalScaler
 from hmrl.system.errors import UserError
+from hmrl.training.compatibility import network_differences
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting
 from support.agents import (
@@ -97,8 +100,8 @@ def test_goals_are_asked_of_a_categorical_belief_alone(belief: str, gradients: s
         build_module(config, vae_config(), gradients=gradients, goal_dim=G)
 
 
-@pytest.mark.parametrize("count", [5, 64, 1000])
-def test_a_part_of_a_trial_learns_and_its_returns_are_those_of_all_of_it(count: int) -> None:
+@pytest.mark.parametrize("count", [2, 5, 64, 1000, None])
+def test_a_part_of_a_trial_learns_and_its_returns_are_those_of_all_of_it(count: int | None) -> None:
     module = build_module(encoder_config(categorical_coef=0.0, steps=count), vae_config())
     rollout = random_rollout(steps=100)
     policy, ppo = module.policy, module.ppo
@@ -116,3 +119,47 @@ def test_a_part_of_a_trial_learns_and_its_returns_are_those_of_all_of_it(count: 
     torch.testing.assert_close(loss, error)
     weight = policy.task_encoder.head[0].weight  # type: ignore[union-attr]
     torch.testing.assert_close(*(torch.autograd.grad(x, weight)[0] for x in (loss, error)))
+
+
+def test_goals_teach_the_encoder_alone() -> None:
+    module, rollout = asked(), random_rollout()
+    assert module.encoder_config
+    loss, _ = task_encoder_loss(
+        module.policy,
+        trajectories(rollout),
+        rollout.reward,
+        replace(module.encoder_config, value_coef=0.0, categorical_coef=0.0, occupancy_coef=0.0),
+        module.ppo,
+        Acting(),
+        torch.randn(B, G),
+    )
+    loss.backward()
+    taught = {name for name, p in module.policy.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {name.partition(".")[0] for name in taught} == {"task_encoder"}
+    last = module.policy.task_encoder.head[-1]  # type: ignore[union-attr]
+    assert last.weight.grad[:K].eq(0).all()
+    assert last.weight.grad[K:].any(1).all()
+
+
+def test_an_agent_that_estimates_goals_and_one_that_does_not_are_told_apart() -> None:
+    other = build_module(encoder_config(), vae_config(), goal_dim=G)
+    found = network_differences(asked().hparams, other.hparams)
+    assert found == {"model.task_encoder.goal_coef": "model.task_encoder.goal_coef is 2.0 there and 0.0 here"}
+
+
+def test_memory_that_is_another_is_another_in_acting_and_in_learning() -> None:
+    """Both go through ``remember`` and ``head``, which is what others may override."""
+
+    class Forgetful(TaskEncoder):
+        def remember(self, *given: Any) -> Any:
+            memory, hidden = super().remember(*given)
+            return 0.1 * memory.tanh(), hidden
+
+    module = asked()
+    before = play(module, key=[3]).task_belief
+    assert module.policy.task_encoder
+    module.policy.task_encoder.__class__ = Forgetful
+    rollout = play(module, key=[3])
+    assert not torch.allclose(rollout.task_belief, before)
+    learnt = module.policy.renewed_belief(rollout.observation, rollout.action, rollout.reward)
+    torch.testing.assert_close(learnt, rollout.task_belief, atol=1e-5, rtol=0)

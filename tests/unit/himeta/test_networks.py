@@ -47,6 +47,13 @@ def encoder(cell: str = "gru", dropout: float = 0.0, reward_change: bool = False
     )
 
 
+def logits_of(
+    net: TaskEncoder, state: Tensor, action: Tensor, reward: Tensor, hidden: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    memory, hidden = net.remember(state, action, reward, hidden)
+    return net.head(memory), hidden
+
+
 def vae(dropout: float = 0.0) -> MacroVAE:
     return MacroVAE(
         S, K, A, E, encoder_hidden=(8,), decoder_hidden=(8,), dropout=dropout, log_std_range=(-2.0, 0.5)
@@ -115,7 +122,9 @@ def test_a_deviation_out_of_its_range_can_come_back(made_by: str, raw: float) ->
         zeros = torch.zeros(2, 1, S), torch.zeros(1, 1, A), torch.zeros(2, 1)
         hidden = mixture.initial_hidden(1, torch.device("cpu"))
         std = lambda: (  # noqa: E731
-            mixture.components(mixture(*zeros, hidden)[0])[1] if made_by == "mixture" else mixture.prior()[1]
+            mixture.components(logits_of(mixture, *zeros, hidden)[0])[1]
+            if made_by == "mixture"
+            else mixture.prior()[1]
         )
     with torch.no_grad():
         parameter.fill_(raw)
@@ -220,9 +229,9 @@ def test_encoder_in_one_go_equals_step_by_step(cell: str, change: bool) -> None:
     hidden = net.initial_hidden(4, torch.device("cpu"))
     assert [tuple(h.shape) for h in hidden] == [(1, 4, 8)] * (2 if cell == "lstm" else 1)
     assert all(h.eq(0).all() for h in hidden)
-    logits, last = net(state, action, reward, hidden)
+    logits, last = logits_of(net, state, action, reward, hidden)
     for t in range(steps):
-        one, hidden = net(state[t : t + 2], action[t : t + 1], reward[t : t + 2], hidden)
+        one, hidden = logits_of(net, state[t : t + 2], action[t : t + 1], reward[t : t + 2], hidden)
         torch.testing.assert_close(one[0], logits[t], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(hidden, last, atol=1e-5, rtol=1e-5)
 
@@ -232,18 +241,23 @@ def test_encoder_sees_the_executed_action_and_every_part_of_the_context() -> Non
         net = encoder(reward_change=change)
         state, action, reward = torch.randn(2, 4, S), 0.5 * torch.randn(1, 4, A), torch.randn(2, 4)
         hidden = net.initial_hidden(4, torch.device("cpu"))
-        logits, _ = net(state, action, reward, hidden)
+        logits, _ = logits_of(net, state, action, reward, hidden)
         others = {"state": state.clone(), "next state": state.clone(), "reward": reward.clone()}
         others["state"][0] += 0.3
         others["next state"][1] += 0.3
         others["reward"][1] += 0.3
-        seen = [net(others[key], action, reward, hidden)[0] for key in ("state", "next state")]
-        seen += [net(state, action + 0.3, reward, hidden)[0], net(state, action, others["reward"], hidden)[0]]
+        seen = [logits_of(net, others[key], action, reward, hidden)[0] for key in ("state", "next state")]
+        seen += [
+            logits_of(net, state, action + 0.3, reward, hidden)[0],
+            logits_of(net, state, action, others["reward"], hidden)[0],
+        ]
         assert not any(torch.allclose(x, logits) for x in seen)
         earlier = reward.clone()
         earlier[0] += 0.3
-        assert torch.equal(net(state, action, earlier, hidden)[0], logits) != change
-        at_limit, beyond = (net(state, torch.full((1, 4, A), a), reward, hidden)[0] for a in (1.0, 7.0))
+        assert torch.equal(logits_of(net, state, action, earlier, hidden)[0], logits) != change
+        at_limit, beyond = (
+            logits_of(net, state, torch.full((1, 4, A), a), reward, hidden)[0] for a in (1.0, 7.0)
+        )
         assert torch.equal(at_limit, beyond)
 
 
