@@ -54,10 +54,8 @@ def module() -> HierarchicalMetaRL:
 
 
 def averages(others: int = OTHERS) -> Tensor:
-    """Probabilities and an estimated goal."""
-    drawn = torch.randn(others, DECISIONS, 3 * 8 + 3, generator=torch.Generator().manual_seed(3))
-    probabilities = (4 * drawn[..., :-3].unflatten(-1, (8, 3))).softmax(-1).flatten(-2)
-    return torch.cat([probabilities, drawn[..., -3:]], -1)
+    drawn = torch.randn(others, DECISIONS, 3 * 8, generator=torch.Generator().manual_seed(3))
+    return (4 * drawn.unflatten(-1, (8, 3))).softmax(-1).flatten(-2)
 
 
 class Noting(SearchingTrialAgent):

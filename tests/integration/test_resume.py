@@ -73,10 +73,17 @@ PLAIN_LOW_LEVEL = {
 }
 
 
+GOAL_ESTIMATE = {
+    "task_encoder": replace(
+        tiny_networks()["task_encoder"], context_reward="change", goal_coef=1.0, steps=5, target_kl=None
+    )
+}
+
+
 @pytest.mark.parametrize(
     "networks",
-    [{}, NOISY, {"task_encoder": None, "macro_vae": None}, PLAIN_LOW_LEVEL],
-    ids=["three-levels", "lstm-gumbel-dropout", "flat", "plain-low-level"],
+    [{}, NOISY, {"task_encoder": None, "macro_vae": None}, PLAIN_LOW_LEVEL, GOAL_ESTIMATE],
+    ids=["three-levels", "lstm-gumbel-dropout", "flat", "plain-low-level", "goal-estimate"],
 )
 def test_a_resumed_run_is_the_straight_one_in_the_toy_world(tmp_path: Path, networks: dict[str, Any]) -> None:
     def data() -> Any:

@@ -159,14 +159,7 @@ STEPS = 20 * HORIZON  # environment steps of an iteration of `toy_data()`
 def tiny_networks() -> dict[str, Any]:
     return {
         "task_encoder": TaskEncoderConfig(
-            categories=3,
-            hidden=8,
-            embedding_hidden=(8, 4, 4),
-            context_reward="change",
-            head_hidden=(8,),
-            goal_coef=1.0,
-            updates=2,
-            trajectories=6,
+            categories=3, hidden=8, embedding_hidden=(8, 4, 4), head_hidden=(8,), updates=2, trajectories=6
         ),
         "macro_vae": MacroVAEConfig(encoder_hidden=(8,), decoder_hidden=(8,), n=2, updates=2, trajectories=6),
         "actor_critic": ActorCriticConfig((8,), (8,)),
