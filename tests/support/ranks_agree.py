@@ -148,7 +148,6 @@ def module_for(
             categorical_coef=0.3,
             context_reward="change",
             reward_coef=1.0,
-            goal_coef=1.0,
             **upper,
         ),
         macro_vae=MacroVAEConfig((8,), (8,), n=2, **upper),
