@@ -28,14 +28,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from hmrl.himeta.config import ContextReward, TaskEncoderConfig
 from hmrl.himeta.normalizer import GoalScaler
-from hmrl.himeta.policy import HierarchicalPolicy, build_policy
+from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.rollouts.collect import seeded
 from hmrl.system.errors import UserError
 from hmrl.system.rules import as_config
 from hmrl.training import checkpoint
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Trajectories
-from offline_beliefs import episodes_of
+from offline_beliefs import episodes_of, with_new_encoder
 
 
 class Probe(nn.Module):
@@ -106,23 +106,13 @@ def agent_of(saved: dict[str, Any], context: str | None, learnt: Trajectories) -
     settings = saved["hyper_parameters"]
     if settings["task_encoder"] is None:
         raise UserError("the checkpoint is of an agent without a task encoder")
-    agent = HierarchicalMetaRL(**settings)
-    agent.load_state_dict(saved["state_dict"])
     if context is None:
+        agent = HierarchicalMetaRL(**settings)
+        agent.load_state_dict(saved["state_dict"])
         return agent.policy
     config = as_config(TaskEncoderConfig, settings["task_encoder"])
-    new = build_policy(
-        replace(config, context_reward=context, goal_coef=0.0),  # type: ignore[arg-type]
-        None,
-        agent.network_config,
-        observation_dim=settings["observation_dim"],
-        action_dim=settings["action_dim"],
-        ego_indices=tuple(settings["ego_indices"]),
-        decision_interval=settings["decision_interval"],
-        families=len(settings["families"]),
-        goal_dim=settings["goal_dim"],
-    )
-    new.observe(learnt.observation, learnt.reward, learnt.hidden_goal)
+    new = with_new_encoder(settings, replace(config, context_reward=context, goal_coef=0.0))  # type: ignore[arg-type]
+    new.observe(learnt.observation, learnt.reward, learnt.hidden_goal[:, :0])  # its critic is told none
     return new
 
 

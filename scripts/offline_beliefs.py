@@ -74,6 +74,19 @@ def episodes_of(saved: dict[str, Any], path: Path) -> Trajectories:
     return Trajectories(**joined, **of_trials, episodes=parts[0].episodes)
 
 
+def with_new_encoder(settings: dict[str, Any], config: TaskEncoderConfig) -> HierarchicalPolicy:
+    """A policy that begins anew, without a macro-VAE, in the world of a checkpoint's ``settings``."""
+    return build_policy(
+        config,
+        None,
+        ActorCriticConfig(),
+        observation_dim=settings["observation_dim"],
+        action_dim=settings["action_dim"],
+        ego_indices=tuple(settings["ego_indices"]),
+        decision_interval=settings["decision_interval"],
+    )
+
+
 def learn(
     policy: HierarchicalPolicy, episodes: Trajectories, config: TaskEncoderConfig, updates: int
 ) -> float:
@@ -124,15 +137,7 @@ def compare(
         result: dict[str, Any] = {"before": [], "after": [], "seconds_an_update": []}
         for seed in seeds:
             with seeded(seed):
-                policy = build_policy(
-                    config,
-                    None,
-                    ActorCriticConfig(),
-                    observation_dim=settings["observation_dim"],
-                    action_dim=settings["action_dim"],
-                    ego_indices=tuple(settings["ego_indices"]),
-                    decision_interval=settings["decision_interval"],
-                )
+                policy = with_new_encoder(settings, config)
                 unknown = policy.load_state_dict(moments, strict=False).unexpected_keys
                 assert not unknown, unknown
                 for name in ("before", "after"):

@@ -61,10 +61,8 @@ def task_encoder_loss(
     """
     memory = policy.remember_episodes(episodes.observation, episodes.action, episodes.reward)
     state, task = policy.normalize(episodes.observation), policy.task(episodes)
-    steps, every = (
-        torch.arange(len(memory), device=memory.device),
-        (config.steps or len(memory)) >= len(memory),
-    )
+    steps = torch.arange(len(memory), device=memory.device)
+    every = config.steps is None or config.steps >= len(memory)
     with torch.set_grad_enabled(every):
         sequence = policy.sequence(memory, acting)
         value = policy.value(state, sequence.belief, task)

@@ -227,10 +227,8 @@ class TaskEncoder(nn.Module):
             sample: draw.
             temperature: of the Gumbel-softmax.
         """
-        by_variable = self.probabilities(out)
-        if sample:
-            by_variable = gumbel_softmax(self.by_variable(out), tau=temperature)
-        categories = by_variable.flatten(-2)
+        drawn = gumbel_softmax(self.by_variable(out), tau=temperature) if sample else None
+        categories = (self.probabilities(out) if drawn is None else drawn).flatten(-2)
         return torch.cat([categories, out[..., -self.goal_dim :]], -1) if self.goal_dim else categories
 
 

@@ -148,10 +148,11 @@ class HierarchicalPolicy(nn.Module):
             raise UserError(f"permute is {acting.permute}, but a single environment has no other: use more")
         if any(level.training for level in self.children()):  # to ask is cheaper than to switch
             self.eval()
-        state, in_context = self.normalize(observation), self.normalize_reward(reward)
-        hidden = carry.hidden
+        state = self.normalize(observation)
+        hidden, in_context = carry.hidden, carry.reward[:, 0]
         belief = state.new_zeros(len(state), 0)
         if self.task_encoder:
+            in_context = self.normalize_reward(reward)
             memory, hidden = self.task_encoder.remember(
                 torch.stack([carry.observation, state]),
                 carry.action.unsqueeze(0),

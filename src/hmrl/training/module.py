@@ -168,7 +168,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         for level in self.frozen:
             self.policy.get_submodule(level).requires_grad_(False)
         self.reward_scaler = RewardScaler(self.ppo.reward_scale, self.ppo.gamma, len(self.families))
-        self.goal_scaler = GoalScaler(goal_dim * predicts_goals, len(self.families))
+        self.goal_scaler = GoalScaler(goal_dim if predicts_goals else 0, len(self.families))
         self.average_beliefs = AverageBeliefs(len(self.families))
         self.register_buffer("env_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
