@@ -35,7 +35,7 @@ from hmrl.system.errors import UserError
 from hmrl.system.rules import as_config
 from hmrl.training import checkpoint
 from hmrl.training.compatibility import check_settings
-from hmrl.types import Acting, Trajectories
+from hmrl.types import Acting, Gap, Trajectories
 
 _TESTED = 500  # of each held-out episode
 
@@ -84,6 +84,7 @@ def with_new_encoder(settings: dict[str, Any], config: TaskEncoderConfig) -> Hie
         action_dim=settings["action_dim"],
         ego_indices=tuple(settings["ego_indices"]),
         decision_interval=settings["decision_interval"],
+        gaps=[Gap(*gap) for gap in settings["gaps"]],
     )
 
 

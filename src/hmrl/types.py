@@ -68,6 +68,14 @@ class Carry:
     age: Tensor
 
 
+class Gap(NamedTuple):
+    """A difference of two entries of an observation that decides at a small scale: x_end - x_start."""
+
+    end: int  # dimensions of the observation
+    start: int
+    scale: float  # in the units of the observation
+
+
 class ActorStep(NamedTuple):
     """One decision for a batch of environments."""
 

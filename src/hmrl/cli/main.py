@@ -46,7 +46,7 @@ from hmrl.training.module import HierarchicalMetaRL
 from hmrl.training.processes import settle
 from hmrl.training.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, complete_options
 
-_FROM_DATA = ("families", "observation_dim", "action_dim", "ego_indices", "goal_dim")
+_FROM_DATA = ("families", "observation_dim", "action_dim", "ego_indices", "goal_dim", "gaps")
 
 
 def configuration(config: Namespace) -> Namespace:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hmrl.envs.layouts import TEST_LAYOUTS, TRAIN_LAYOUTS
 from hmrl.system.errors import UserError
-from hmrl.types import Split
+from hmrl.types import Gap, Split
 
 OBSERVATION_DIM = 39
 ACTION_DIM = 4
@@ -21,6 +21,8 @@ GOALS_PER_FAMILY = 50  # of Meta-World's own, in each split
 # Hand xyz and gripper opening, now (0-3) and one simulator step ago (18-21).
 EGO_INDICES = (0, 1, 2, 3, 18, 19, 20, 21)
 GOAL_INDICES = (36, 37, 38)
+# From the hand to the object (4-6): grasping is a matter of centimetres, and states differ by decimetres.
+GAPS = tuple(Gap(4 + i, i, metres) for metres in (0.03, 0.15) for i in range(3))
 
 BenchmarkName = Literal["ML1", "ML10", "ML25", "ML45", "custom", "GridWorld", "GridWorldLarge"]
 Backend = Literal["envpool", "metaworld", "metaworld_async", "gridworld", "own"]
@@ -37,6 +39,7 @@ class World:
         goal_indices: those that show the goal to experts and are zero for agents.
         horizon: most simulator steps of an episode.
         backends: simulators that can run it; ``own`` is a world of the user's.
+        gaps: differences of an observation's entries that matter at a small scale (``model.close_up``).
         scale: of the grid world, how many times as wide its layouts are.
     """
 
@@ -46,6 +49,7 @@ class World:
     goal_indices: tuple[int, ...] = ()
     horizon: int = HORIZON
     backends: tuple[Backend, ...] = ("own",)
+    gaps: tuple[Gap, ...] = ()
     scale: int = 1
 
     def decoded(self, state: EgoState) -> tuple[int, ...]:
@@ -67,7 +71,7 @@ class World:
 
 
 _SIMULATORS: tuple[Backend, ...] = ("envpool", "metaworld", "metaworld_async")
-META_WORLD = World(OBSERVATION_DIM, ACTION_DIM, EGO_INDICES, GOAL_INDICES, backends=_SIMULATORS)
+META_WORLD = World(OBSERVATION_DIM, ACTION_DIM, EGO_INDICES, GOAL_INDICES, backends=_SIMULATORS, gaps=GAPS)
 # Position now (0-1) and one step ago (2-3), free way in four directions (4-7), goal (8-9).
 GRID_WORLD = World(10, 2, (0, 1, 2, 3), (8, 9), 24, backends=("gridworld",))
 _GRID_WORLDS = {"GridWorld": GRID_WORLD, "GridWorldLarge": replace(GRID_WORLD, horizon=96, scale=4)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from hmrl.himeta.formulas import signed_log
 from hmrl.himeta.networks import Actor, ContinuousEncoder, Critic, MacroVAE, MixtureEncoder, TaskEncoder
 from hmrl.himeta.normalizer import RunningMoments
 from hmrl.system.errors import UserError
-from hmrl.types import Acting, ActorStep, Carry, Rollout, Trajectories
+from hmrl.types import Acting, ActorStep, Carry, Gap, Rollout, Trajectories
 
 _CLIP = 5.0  # of normalised observations and rewards
 _STD_FLOOR = 0.01  # metres, mostly: a dimension that hardly moves in training must not explode in test
@@ -44,6 +45,8 @@ class HierarchicalPolicy(nn.Module):
         actor, critic: the low level.
         observation_dim: S.
         action_dim: A.
+        gaps: differences of an observation's entries that the networks see magnified; their state is wider
+            than an observation by these.
         ego_indices: which observation dimensions are the ego-state.
         decision_interval: simulator steps between two decisions, k.
         macro_interval: decisions that a macro-action is held.
@@ -54,6 +57,7 @@ class HierarchicalPolicy(nn.Module):
     """
 
     ego_indices: Tensor
+    gaps: Tensor
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class HierarchicalPolicy(nn.Module):
         temperature: float,
         context_reward: ContextReward = "plain",
         told: tuple[int, int] | None = None,
+        gaps: Sequence[Gap] = (),
     ) -> None:
         super().__init__()
         self.task_encoder, self.macro_vae = task_encoder, macro_vae
@@ -78,6 +83,7 @@ class HierarchicalPolicy(nn.Module):
         self.decision_interval, self.macro_interval = decision_interval, macro_interval
         self.temperature, self.context_reward = temperature, context_reward
         self.register_buffer("ego_indices", torch.tensor(ego_indices), persistent=False)
+        self.register_buffer("gaps", torch.tensor([*map(tuple, gaps)]).reshape(-1, 3), persistent=False)
         self.observation_moments = RunningMoments(observation_dim)
         self.reward_moments = RunningMoments(1)
         self._families = told[0] if told else 0
@@ -106,7 +112,7 @@ class HierarchicalPolicy(nn.Module):
         hidden = self.task_encoder.initial_hidden(batch_size, device) if self.task_encoder else ()
         return Carry(
             hidden,
-            torch.zeros(batch_size, self.observation_dim, device=device),
+            torch.zeros(batch_size, self.observation_dim + len(self.gaps), device=device),
             torch.zeros(batch_size, self.action_dim, device=device),
             self.normalize_reward(torch.zeros(batch_size, 1, device=device)),
             torch.zeros(batch_size, self.action_dim if self.macro_vae else 0, device=device),
@@ -136,7 +142,8 @@ class HierarchicalPolicy(nn.Module):
         like = carry.observation
         observation = torch.as_tensor(observation, dtype=like.dtype, device=like.device)
         reward = torch.as_tensor(reward, dtype=like.dtype, device=like.device)
-        if observation.shape != (shape := like.shape) or reward.shape != shape[:1]:
+        shape = torch.Size([len(like), self.observation_dim])
+        if observation.shape != shape or reward.shape != shape[:1]:
             raise UserError(
                 f"the agent is given observations of shape {list(observation.shape)} and rewards of shape "
                 f"{list(reward.shape)}, but with this carry they must be {list(shape)} and {list(shape[:1])}"
@@ -179,8 +186,17 @@ class HierarchicalPolicy(nn.Module):
     # --- the parts, on normalised states ---------------------------------------------------------
 
     def normalize(self, observation: Tensor) -> Tensor:
-        """Raw observations ``[..., S]`` in the units of the networks."""
-        return self.observation_moments.normalize(observation, _CLIP, _STD_FLOOR)
+        """Raw observations ``[..., S]`` as the networks see them: standardised, then gaps. ``[..., S+gaps]``
+
+        A gap is tanh((x_end - x_start) / scale). All families share one normaliser, so a centimetre is a
+        twentieth of a deviation: networks are slow to find what a grasp depends on.
+        """
+        state = self.observation_moments.normalize(observation, _CLIP, _STD_FLOOR)
+        if not len(self.gaps):
+            return state
+        end, start, scale = self.gaps.to(observation.dtype).unbind(1)
+        gap = observation[..., end.long()] - observation[..., start.long()]
+        return torch.cat([state, (gap / scale).tanh()], dim=-1)
 
     def normalize_reward(self, reward: Tensor) -> Tensor:
         """Raw rewards ``[...]`` of a decision as contexts hold them.
@@ -325,10 +341,12 @@ def build_policy(
     macro_interval: int = 1,
     families: int = 0,
     goal_dim: int = 0,
+    gaps: Sequence[Gap] = (),
 ) -> HierarchicalPolicy:
     """The policy that a configuration describes; a level that is None is absent, not zeroed.
 
     Args:
+        gaps: as of :class:`HierarchicalPolicy`.
         families, goal_dim: training families and the width of a goal, for a critic that is told of them and
             an encoder that predicts goals.
 
@@ -343,13 +361,14 @@ def build_policy(
             f"ego_indices is {list(ego_indices)}: use one or more of 0 to {observation_dim - 1}, dimensions "
             "of the observation"
         )
-    task_encoder = _build_encoder(encoder, observation_dim, action_dim, goal_dim) if encoder else None
+    state_dim = observation_dim + len(gaps)
+    task_encoder = _build_encoder(encoder, state_dim, action_dim, goal_dim) if encoder else None
     belief_dim = task_encoder.belief_dim if task_encoder else 0
     macro_vae = (
         None
         if vae is None
         else MacroVAE(
-            observation_dim,
+            state_dim,
             belief_dim,
             action_dim,
             len(ego_indices),
@@ -361,7 +380,7 @@ def build_policy(
     )
     told = (families, goal_dim) if networks.critic_input == "task" else None
     actor = Actor(
-        observation_dim,
+        state_dim,
         belief_dim,
         action_dim if vae else 0,
         action_dim,
@@ -375,7 +394,7 @@ def build_policy(
         macro_vae,
         actor,
         Critic(
-            observation_dim,
+            state_dim,
             belief_dim,
             sum(told or ()),
             hidden=networks.critic_hidden,
@@ -389,12 +408,11 @@ def build_policy(
         temperature=encoder.temperature if encoder else 1.0,
         context_reward=encoder.context_reward if encoder else "plain",
         told=told,
+        gaps=gaps,
     )
 
 
-def _build_encoder(
-    config: TaskEncoderConfig, observation_dim: int, action_dim: int, goal_dim: int
-) -> TaskEncoder:
+def _build_encoder(config: TaskEncoderConfig, state_dim: int, action_dim: int, goal_dim: int) -> TaskEncoder:
     options: dict[str, Any] = {
         "categories": config.categories,
         "variables": config.variables,
@@ -408,8 +426,8 @@ def _build_encoder(
     }
     if config.belief == "mixture":
         options |= {"latent_dim": config.latent_dim, "decoder_hidden": config.decoder_hidden}
-        return MixtureEncoder(observation_dim, action_dim, **options)
+        return MixtureEncoder(state_dim, action_dim, **options)
     options["reward_decoder_hidden"] = config.decoder_hidden if config.reward_coef else None
     if config.belief == "continuous":
-        return ContinuousEncoder(observation_dim, action_dim, **options)
-    return TaskEncoder(observation_dim, action_dim, **options, goal_dim=goal_dim if config.goal_coef else 0)
+        return ContinuousEncoder(state_dim, action_dim, **options)
+    return TaskEncoder(state_dim, action_dim, **options, goal_dim=goal_dim if config.goal_coef else 0)

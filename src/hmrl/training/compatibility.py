@@ -14,7 +14,10 @@ from hmrl.types import Acting
 
 # What gives networks their shape or their inputs a meaning; everything else may change on resume.
 _NETWORK: dict[str, tuple[str, ...]] = {
-    "": ("families", "observation_dim", "action_dim", "ego_indices", "decision_interval", "macro_interval"),
+    "": (
+        *("families", "observation_dim", "action_dim", "ego_indices", "decision_interval", "macro_interval"),
+        *("close_up", "gaps"),
+    ),
     "task_encoder": (
         *("belief", "categories", "variables", "cell", "hidden", "embedding_hidden", "head_hidden"),
         *("reward_embedding", "context_reward"),
@@ -38,6 +41,7 @@ _SET_BY = {
     "observation_dim": " (by data.benchmark, data.perturbation.missing.told and data.families_shown)",
     "action_dim": " (by data.benchmark)",
     "ego_indices": " (by data.benchmark and data.ego_state)",
+    "gaps": " (by data.benchmark)",
 }
 
 

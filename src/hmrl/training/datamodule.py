@@ -53,8 +53,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
     """Streams whole-episode rollouts from Meta-World; owns the environments and the replay.
 
     Another world overrides :meth:`describe` and :meth:`make_envs`; its backend is ``own``. A model is given
-    ``families``, ``observation_dim`` (with what perturbations and ``families_shown`` append), ``action_dim``
-    and ``ego_indices``.
+    ``families``, ``observation_dim`` (with what perturbations and ``families_shown`` append), ``action_dim``,
+    ``ego_indices``, ``goal_dim`` and ``gaps``.
 
     Args:
         benchmark: ML1, ML10, ML25, ML45 or custom; or GridWorld or GridWorldLarge.
@@ -136,6 +136,7 @@ class MetaWorldDataModule(pl.LightningDataModule):
         appended += len(self.families) if families_shown else 0
         self.observation_dim, self.action_dim = world.observation_dim + appended, world.action_dim
         self.ego_indices, self.goal_dim = world.decoded(ego_state), len(world.goal_indices)
+        self.gaps = world.gaps
         self.schedule: Schedule | None = None
         if self.curriculum:
             steps = horizon * episodes_per_trial

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -48,19 +48,11 @@ from hmrl.training.compatibility import (
     check_rollout,
     check_settings,
 )
-from hmrl.types import Acting, Metrics, Rollout, Trajectories
+from hmrl.training.descent import descents
+from hmrl.types import Acting, Gap, Metrics, Rollout, Trajectories
 
-_UPPER_WEIGHT_DECAY = 0.01  # of task encoder and macro-VAE
 _OF_FAMILIES = ("reward_scaler.", "goal_scaler.")  # what is about training families, and only to learn from
 _STREAM = 1  # of the random numbers used in learning; the data module has its own
-
-
-class Descent(NamedTuple):
-    """How a level's optimizer steps."""
-
-    lr: float
-    weight_decay: float
-    max_grad_norm: float
 
 
 class HierarchicalMetaRL(pl.LightningModule):
@@ -85,6 +77,8 @@ class HierarchicalMetaRL(pl.LightningModule):
         task_encoder, macro_vae: high and intermediate level; None leaves one out.
         actor_critic: low level's networks.
         ppo: low level's learning.
+        close_up: the networks also see ``gaps``, magnified (:class:`hmrl.types.Gap`).
+        gaps: differences of an observation's entries that the world names.
         goal_dim: width of the goals that the critic is told of (``actor_critic.critic_input``) and that the
             belief has to predict (``task_encoder.goal_coef``), if so.
         acting, seed: how y, z and the action are drawn in training; of everything random in learning.
@@ -108,6 +102,8 @@ class HierarchicalMetaRL(pl.LightningModule):
         actor_critic: ActorCriticConfig = ActorCriticConfig(),  # noqa: B008
         ppo: PPOConfig = PPOConfig(),  # noqa: B008
         acting: Acting = Acting(),  # noqa: B008
+        close_up: bool = False,
+        gaps: Sequence[Gap] = (),
         goal_dim: int = 0,
         seed: int = 1,
     ) -> None:
@@ -130,13 +126,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         predicts_goals = bool(self.encoder_config and self.encoder_config.goal_coef)
         self.uses_goals = self.critic_is_told or predicts_goals
         self.gradients: Gradients = gradients
-        ppo_of = {"actor": self.ppo.actor_lr, "critic": self.ppo.critic_lr}
-        self._settings = {
-            level: Descent(lr, self.ppo.weight_decay, self.ppo.max_grad_norm) for level, lr in ppo_of.items()
-        }
-        for level, config in (("task_encoder", self.encoder_config), ("macro_vae", self.vae_config)):
-            if config:
-                self._settings[level] = Descent(config.lr, _UPPER_WEIGHT_DECAY, config.max_grad_norm)
+        self._settings = descents(self.encoder_config, self.vae_config, self.ppo)
         check_levels(gradients, self.encoder_config, self.vae_config, self.ppo, self.acting)
         check_frozen(frozen, {"task_encoder", "macro_vae"} - self._settings.keys())
         self.frozen = tuple(level for level in PARTS if level in frozen)
@@ -150,8 +140,10 @@ class HierarchicalMetaRL(pl.LightningModule):
             "acting": self.acting,
         }
         arguments |= {name: asdict(config) if config else None for name, config in configs.items()}
+        gaps = [Gap(*gap) for gap in gaps] if close_up else []
         lists = {"families": families, "ego_indices": ego_indices, "frozen": self.frozen}
         arguments |= {name: list(values) for name, values in lists.items()}
+        arguments["gaps"] = [list(gap) for gap in gaps]
         self.save_hyperparameters(arguments, logger=False)  # plain values: a checkpoint loads without code
         self.policy = build_policy(
             self.encoder_config,
@@ -164,6 +156,7 @@ class HierarchicalMetaRL(pl.LightningModule):
             macro_interval=macro_interval,
             families=len(self.families),
             goal_dim=goal_dim,
+            gaps=gaps,
         )
         for level in self.frozen:
             self.policy.get_submodule(level).requires_grad_(False)

@@ -1,0 +1,98 @@
+"""Networks see small gaps magnified, beside the observation, when they act and when they learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import metaworld
+import numpy as np
+import pytest
+import torch
+
+from hmrl.envs.benchmarks import GAPS, META_WORLD
+from hmrl.training.compatibility import network_differences
+from hmrl.types import Acting, Gap
+from support.agents import B, S, build_module, encoder_config, full_module, random_rollout, vae_config
+
+CLOSE_UP: dict[str, Any] = {"close_up": True, "gaps": [Gap(2, 0, 0.5), Gap(6, 1, 2.0)]}
+
+
+def test_a_gap_is_a_squashed_difference_in_the_units_of_the_observation() -> None:
+    policy = full_module(**CLOSE_UP).policy
+    observation = torch.randn(3, 5, S)
+    seen, raw = policy.normalize(observation), observation.double().numpy()
+    assert seen.shape == (3, 5, S + 2)
+    standardised = policy.observation_moments.normalize(observation, 5.0, 0.01)
+    torch.testing.assert_close(seen[..., :S], standardised, rtol=0, atol=0)
+    wanted = np.stack([(raw[..., 2] - raw[..., 0]) / 0.5, (raw[..., 6] - raw[..., 1]) / 2.0], axis=-1)
+    np.testing.assert_allclose(seen[..., S:], np.tanh(wanted), rtol=1e-5)
+
+
+def test_every_network_that_sees_states_sees_the_gaps() -> None:
+    """A gap is moved where standardisation is blind, beyond its clip: y, z, action and value move."""
+    policy = full_module(**CLOSE_UP).policy
+    near = torch.zeros(2, B, S)
+    near[..., [0, 2]] = 1000.0
+    far = near.clone()
+    far[..., 2] += 0.5
+    states = policy.normalize(near), policy.normalize(far)
+    torch.testing.assert_close(states[0][..., :S], states[1][..., :S], rtol=0, atol=0)
+    step = near.new_zeros(1, B, 2), near.new_zeros(1, B)
+    y, y2 = (policy.encode_episodes(x, *step, Acting()).belief for x in (near, far))
+    assert not torch.equal(y, y2)
+    z, z2 = (policy.macro_action(s, y, Acting()) for s in states)
+    assert not torch.equal(z, z2)
+    assert not torch.equal(*(policy.actor(s, y, z).mean for s in states))
+    assert not torch.equal(*(policy.value(s, y, y[0, :, :0]) for s in states))
+
+
+def test_acting_and_learning_see_the_same() -> None:
+    policy = full_module(**CLOSE_UP).policy
+    rollout = random_rollout()
+    carry = policy.initial_carry(B)
+    reward = torch.cat([torch.zeros(1, B), rollout.reward])
+    learnt, _ = policy.renewed(rollout.observation, rollout.action, rollout.reward)
+    for t, observation in enumerate(rollout.observation):
+        step, carry = policy.act(observation, reward[t], carry, Acting())
+        torch.testing.assert_close(step.task_belief, learnt[t])
+        if t < len(rollout.action):
+            carry = replace(carry, action=rollout.action[t])
+
+
+def test_without_a_close_up_the_agent_is_the_one_of_before() -> None:
+    plain, off = full_module(), full_module(gaps=CLOSE_UP["gaps"])
+    assert off.hparams["gaps"] == []
+    for (name, a), (other, b) in zip(plain.state_dict().items(), off.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(a, b)
+
+
+def test_another_close_up_is_another_network_and_named() -> None:
+    saved = full_module().hparams
+    here = build_module(encoder_config(), vae_config(), **CLOSE_UP).hparams
+    found = network_differences(saved, here)
+    assert set(found) == {"model.close_up", "model.gaps"}
+    other = full_module(close_up=True, gaps=[Gap(2, 0, 0.5), Gap(6, 1, 1.0)]).hparams
+    assert set(network_differences(here, other)) == {"model.gaps"}
+
+
+def test_observations_of_another_width_are_still_refused() -> None:
+    policy = full_module(**CLOSE_UP).policy
+    with pytest.raises(Exception, match=rf"must be \[{B}, {S}\]"):
+        policy.act(torch.zeros(B, S + 2), torch.zeros(B), policy.initial_carry(B), Acting())
+
+
+@pytest.mark.parametrize("family", ["pick-place", "push", "peg-insert-side", "basketball"])
+def test_meta_world_has_hand_and_object_where_the_gaps_are(family: str) -> None:
+    bench = metaworld.ML1(f"{family}-v3", seed=1)
+    env = bench.train_classes[f"{family}-v3"]()
+    env.set_task(bench.train_tasks[0])
+    observation, _ = env.reset()
+    hand, thing = env.get_endeff_pos(), env._get_pos_objects()[:3]
+    for gap in GAPS:
+        axis = gap.start
+        found = observation[gap.end] - observation[gap.start]
+        assert found == pytest.approx(thing[axis] - hand[axis], abs=1e-6)
+    assert META_WORLD.gaps == GAPS
+    env.close()
