@@ -103,8 +103,7 @@ def data_and_model(
 
     families = ["reach"] if benchmark == "ML1" else []
     data = MetaWorldDataModule(benchmark, families, backend=backend, envs_per_family=each)  # type: ignore[arg-type]
-    dims = data.families, data.observation_dim, data.action_dim, data.ego_indices
-    return data, HierarchicalMetaRL(*dims, goal_dim=data.goal_dim, **settings)
+    return data, HierarchicalMetaRL(**data.sizes, **settings)
 
 
 def collecting(backend: str = "envpool", each: int = 10, k: int = 2, device: str = "cpu") -> float:

@@ -63,10 +63,7 @@ if __name__ == "__main__":
     evaluation = EvaluationConfig(goals_per_family=20, envs_per_family=20, backend="gridworld")
     world = {"benchmark": "GridWorld", "backend": "gridworld", "horizon": 24}
     data = MetaWorldDataModule(**world, validation=evaluation, test=evaluation, seed=1)
-    dims = data.families, data.observation_dim, data.action_dim, data.ego_indices
-    agent = ReactiveAgent(
-        *dims, goal_dim=data.goal_dim, task_encoder=TaskEncoderConfig(hidden=64, cell="gru"), seed=1
-    )
+    agent = ReactiveAgent(**data.sizes, task_encoder=TaskEncoderConfig(hidden=64, cell="gru"), seed=1)
     make_trainer(options.run_dir, options.env_steps, accelerator="cpu", devices=1).fit(agent, data)
     belief = agent.policy.task_encoder
     print(f"a belief of {belief.belief_dim} numbers, {sum(p.numel() for p in belief.parameters()):,} weights")

@@ -19,9 +19,6 @@ evaluation = EvaluationConfig(goals_per_family=20, envs_per_family=20, backend="
 data = MetaWorldDataModule(
     benchmark="GridWorld", backend="gridworld", horizon=24, validation=evaluation, test=evaluation, seed=1
 )
-dims = data.families, data.observation_dim, data.action_dim, data.ego_indices
-model = HierarchicalMetaRL(
-    *dims, goal_dim=data.goal_dim, seed=1
-)  # the critic is told the goal, in training alone
+model = HierarchicalMetaRL(**data.sizes, seed=1)  # critic and encoder are told the goal, in training alone
 trainer = make_trainer(options.run_dir, options.env_steps, accelerator="cpu", devices=1)
 trainer.fit(model, data)

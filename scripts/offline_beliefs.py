@@ -84,7 +84,7 @@ def with_new_encoder(settings: dict[str, Any], config: TaskEncoderConfig) -> Hie
         action_dim=settings["action_dim"],
         ego_indices=tuple(settings["ego_indices"]),
         decision_interval=settings["decision_interval"],
-        gaps=[Gap(*gap) for gap in settings["gaps"]],
+        gaps=[Gap(*gap) for gap in settings.get("gaps", ())],
     )
 
 

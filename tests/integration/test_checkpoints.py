@@ -63,11 +63,7 @@ def test_an_export_holds_networks_and_configuration_alone(trained: Run) -> None:
 def test_an_export_of_the_default_networks_is_small(tmp_path: Path) -> None:
     data = toy_data()
     module = HierarchicalMetaRL(
-        families=data.families,
-        observation_dim=data.observation_dim,
-        action_dim=data.action_dim,
-        ego_indices=data.ego_indices,
-        goal_dim=data.goal_dim,
+        **data.sizes,
         ppo=PPOConfig(epochs=1, minibatches=1),
     )
     full, export = (path.stat().st_size for path in checkpoints(fit(tmp_path, 1, data=data, module=module)))

@@ -114,8 +114,7 @@ def test_goals_are_hidden_from_the_agent_whoever_is_told_them_in_training(
     critic_input = "task" if told == "critic" else "belief"
     networks["actor_critic"] = replace(networks["actor_critic"], critic_input=critic_input)
     networks["task_encoder"] = replace(networks["task_encoder"], goal_coef=float(told == "encoder"))
-    sizes = data.families, data.observation_dim, data.action_dim, data.ego_indices
-    model = HierarchicalMetaRL(*sizes, goal_dim=data.goal_dim, **networks)
+    model = HierarchicalMetaRL(**data.sizes, **networks)
     options = {"accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": 2}
     make_trainer(tmp_path, 2 * 4 * HORIZON, **options).fit(model, data)
     replayed = data.replay.sample(100)
@@ -126,11 +125,20 @@ def test_goals_are_hidden_from_the_agent_whoever_is_told_them_in_training(
     assert torch.allclose(replayed.reward[0], 2 * side * 0.15 * replayed.action[0, :, 0].clamp(-1, 1))
 
 
-def test_a_critic_that_does_not_know_of_goals_is_refused_before_a_rollout(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("goal_dim", "goal_dim is 0, but goals have 3 numbers: pass goal_dim=data.goal_dim"),
+        ("gaps", r"gaps are \[\] and those of this world \[\[4, 0, 0.03\].*: pass gaps=data.gaps"),
+    ],
+)
+def test_what_a_model_must_know_of_its_world_is_asked_for_before_a_rollout(
+    tmp_path: Path, missing: str, said: str
+) -> None:
     data = toy_data()
-    sizes = data.families, data.observation_dim, data.action_dim, data.ego_indices
-    model = HierarchicalMetaRL(*sizes, **tiny_networks())
-    with pytest.raises(UserError, match="goal_dim is 0, but goals have 3 numbers"):
+    forgotten = {name: value for name, value in data.sizes.items() if name != missing}
+    model = HierarchicalMetaRL(**forgotten, **tiny_networks())
+    with pytest.raises(UserError, match=said):
         make_trainer(tmp_path, 1, accelerator="cpu", devices=1).fit(model, data)
     assert data.replay.size == 0
 
@@ -138,14 +146,7 @@ def test_a_critic_that_does_not_know_of_goals_is_refused_before_a_rollout(tmp_pa
 def test_a_world_of_ones_own_trains_and_is_tested(tmp_path: Path) -> None:
     data = points()
     assert (data.families, data.observation_dim, data.action_dim) == (("left", "right"), 4, 2)
-    model = HierarchicalMetaRL(
-        data.families,
-        data.observation_dim,
-        data.action_dim,
-        data.ego_indices,
-        goal_dim=data.goal_dim,
-        **tiny_networks(),
-    )
+    model = HierarchicalMetaRL(**data.sizes, **tiny_networks())
     steps = 2 * 4 * HORIZON
     options = {"accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": 2}
     trainer = make_trainer(str(tmp_path), 2 * steps, [LatentAnalysis(str(tmp_path))], **options)

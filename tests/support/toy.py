@@ -169,10 +169,6 @@ def tiny_networks() -> dict[str, Any]:
 
 def tiny_module(data: MetaWorldDataModule, **changes: Any) -> HierarchicalMetaRL:
     return HierarchicalMetaRL(
-        families=data.families,
-        observation_dim=data.observation_dim,
-        action_dim=data.action_dim,
-        ego_indices=data.ego_indices,
-        goal_dim=data.goal_dim,
+        **data.sizes,
         **(tiny_networks() | changes),
     )

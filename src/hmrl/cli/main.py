@@ -39,14 +39,12 @@ from hmrl.training.callbacks import (
     Video,
 )
 from hmrl.training.compatibility import check_deviations, check_network, check_rollout, check_settings
-from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.datamodule import OF_WORLD, MetaWorldDataModule
 from hmrl.training.lightning_private import launches
 from hmrl.training.loggers import WandbConfig, loggers
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.training.processes import settle
 from hmrl.training.trainer import BEST_DEFAULTS, TRAINER_DEFAULTS, complete_options
-
-_FROM_DATA = ("families", "observation_dim", "action_dim", "ego_indices", "goal_dim", "gaps")
 
 
 def configuration(config: Namespace) -> Namespace:
@@ -91,7 +89,7 @@ class HmrlCLI(LightningCLI):
             parser.link_arguments("run_dir", f"{key}.dirpath", compute_fn=run_directory.checkpoint_dir)
         for section in ("model", "data"):
             parser.link_arguments("seed_everything", f"{section}.seed")
-        for name in _FROM_DATA:
+        for name in OF_WORLD:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     @staticmethod
@@ -134,7 +132,8 @@ class HmrlCLI(LightningCLI):
         if self._saved and command != "fit":
             hparams = self._saved["hyper_parameters"]
             check_settings(hparams)
-            model = {k: v for k, v in hparams.items() if k not in (*_FROM_DATA, "seed")}
+            model = {k: v for k, v in hparams.items() if k not in (*OF_WORLD, "seed")}
+            model["close_up"] = bool(hparams.get("gaps"))
             self.config = self.parser.parse_object({command: {"model": model}}, self.config)
 
     def _origin(self, given: str | None, run_dir: str) -> str | None:

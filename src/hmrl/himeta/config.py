@@ -74,7 +74,7 @@ class TaskEncoderConfig(Checked):
             never). Asked after every other step; these may move it farther (lower ``lr`` then), and are not
             taken back.
         trajectories: replayed episodes a step.
-        steps: of each of them, drawn at random, whose beliefs learn; all of them by default.
+        steps: of each of them, drawn at random, whose beliefs learn; None: all of them.
         lr: learning rate (AdamW, with its usual weight decay).
         max_grad_norm: gradients are scaled down to this norm.
     """
@@ -88,23 +88,23 @@ class TaskEncoderConfig(Checked):
     hidden: Count = 256
     embedding_hidden: ThreeWidths = (64, 32, 16)
     reward_embedding: Count = 16
-    context_reward: ContextReward = "log"
+    context_reward: ContextReward = "change"
     head_hidden: Widths = (256,)
     dropout: From0Below1 = 0.0
     temperature: Positive = 1.0
     value_coef: NotNegative = 1.0
     reward_coef: NotNegative = 1.0
-    goal_coef: NotNegative = 0.0
+    goal_coef: NotNegative = 1.0
     latent_dim: Count = 5
     decoder_hidden: Widths = (128, 128)
     categorical_coef: Finite = 0.0
     categorical: Categorical = "information"
     occupancy_coef: Finite = 0.0
-    updates: CountOr0 = 10
-    target_kl: PositiveOrNull = 0.01
-    trajectories: Count = 10
-    steps: AtLeast2OrNull = None
-    lr: Positive = 7e-4
+    updates: CountOr0 = 40
+    target_kl: PositiveOrNull = None
+    trajectories: Count = 20
+    steps: AtLeast2OrNull = 64
+    lr: Positive = 2e-3
     max_grad_norm: Positive = 1.0
 
 

@@ -17,8 +17,6 @@ from hmrl.system.provenance import git_revision
 
 # What weights mean: in 1 (or without it) deviations are clamped to their range, in 2 bounded smoothly.
 FORMAT = 2
-# Settings that came later: what checkpoints without them had instead.
-_BEFORE = {"close_up": False, "gaps": []}
 # What the twin keeps: networks, normaliser, average beliefs and configuration. No optimizers, no replay.
 _EXPORTED = (
     *("state_dict", "hyper_parameters", "datamodule_hyper_parameters", "pytorch-lightning_version"),
@@ -112,7 +110,7 @@ def load(path: str | Path, *, lazily: bool = False, key: str = "ckpt_path") -> d
         raise UserError(f"{path} is no readable checkpoint (truncated, or not written by hmrl)") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise UserError(f"{path} is no checkpoint of hmrl: it has no state_dict and hyper_parameters")
-    return content | {"hyper_parameters": {**_BEFORE, **content["hyper_parameters"]}}
+    return content
 
 
 def env_steps_of(content: dict[str, Any] | None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_args
 
@@ -10,13 +10,13 @@ import pytorch_lightning as pl
 
 from hmrl.himeta.config import ActorCriticConfig, Gradients, MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.system.errors import UserError
-from hmrl.types import Acting
+from hmrl.types import Acting, Gap
 
 # What gives networks their shape or their inputs a meaning; everything else may change on resume.
 _NETWORK: dict[str, tuple[str, ...]] = {
     "": (
         *("families", "observation_dim", "action_dim", "ego_indices", "decision_interval", "macro_interval"),
-        *("close_up", "gaps"),
+        "gaps",
     ),
     "task_encoder": (
         *("belief", "categories", "variables", "cell", "hidden", "embedding_hidden", "head_hidden"),
@@ -27,6 +27,7 @@ _NETWORK: dict[str, tuple[str, ...]] = {
         *("actor_hidden", "critic_hidden", "critic_layer_norm", "critic_input", "state_dependent_std"),
     ),
 }
+_LATER: dict[str, Any] = {"gaps": []}  # what came later, and what networks without it have
 PARTS = ("task_encoder", "macro_vae", "actor", "critic")  # what has an optimizer of its own
 _LEVELS: dict[str, type[Any]] = {
     "task_encoder": TaskEncoderConfig,
@@ -41,7 +42,7 @@ _SET_BY = {
     "observation_dim": " (by data.benchmark, data.perturbation.missing.told and data.families_shown)",
     "action_dim": " (by data.benchmark)",
     "ego_indices": " (by data.benchmark and data.ego_state)",
-    "gaps": " (by data.benchmark)",
+    "gaps": " (by model.close_up and data.benchmark)",
 }
 
 
@@ -126,6 +127,15 @@ def check_goals(used: bool, goal_dim: int, width: int) -> None:
         )
 
 
+def check_gaps(close_up: bool, gaps: Sequence[Sequence[float]], of_world: Sequence[Gap]) -> None:
+    """Refuse a close-up of other gaps than the world's."""
+    if close_up and (wanted := [list(gap) for gap in of_world]) != gaps:
+        raise UserError(
+            f"model.close_up is true, but gaps are {gaps} and those of this world {wanted}: pass "
+            "gaps=data.gaps, or close_up=False"
+        )
+
+
 def check_rollout(
     ppo: PPOConfig,
     vae: MacroVAEConfig | None,
@@ -197,7 +207,7 @@ def check_network(checkpoint: Mapping[str, Any], model: pl.LightningModule, *, t
 def check_settings(hparams: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose settings are not those of this version: its agent could be another one."""
     here = {*_NETWORK[""], "gradients", *_LEVELS}
-    there = here & hparams.keys()
+    there = here & (hparams.keys() | _LATER.keys())
     for level, cls in _LEVELS.items():
         if saved := hparams.get(level):
             here |= {f"{level}.{field.name}" for field in fields(cls)}
@@ -243,7 +253,7 @@ def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) ->
     """Settings that make two networks different, by key, each in words; from the hyper-parameters of both."""
     found: dict[str, str] = {}
     for section, keys in _NETWORK.items():
-        there, here = (x[section] if section else x for x in (saved, present))
+        there, here = (x[section] if section else _LATER | dict(x) for x in (saved, present))
         if there is None or here is None:
             if there is not here:
                 where = "left out" if there is None else "present"

@@ -32,6 +32,8 @@ from hmrl.types import Acting, Split, TaskEnvs
 # Learning (hmrl.training.module) has stream 1.
 _TRAIN, _VALIDATION, _TEST = 0, 2, 3
 # What an agent's world is, and hence what its success means. Families may be others.
+# Attributes that are arguments of the model.
+OF_WORLD = ("families", "observation_dim", "action_dim", "ego_indices", "goal_dim", "gaps")
 _WORLD = ("goals_per_family", "goals_shown", "families_shown", "horizon", "episodes_per_trial", "ego_state")
 
 
@@ -52,9 +54,8 @@ class Learner(Protocol):
 class MetaWorldDataModule(pl.LightningDataModule):
     """Streams whole-episode rollouts from Meta-World; owns the environments and the replay.
 
-    Another world overrides :meth:`describe` and :meth:`make_envs`; its backend is ``own``. A model is given
-    ``families``, ``observation_dim`` (with what perturbations and ``families_shown`` append), ``action_dim``,
-    ``ego_indices``, ``goal_dim`` and ``gaps``.
+    Another world overrides :meth:`describe` and :meth:`make_envs`; its backend is ``own``. A model is
+    given its ``sizes``.
 
     Args:
         benchmark: ML1, ML10, ML25, ML45 or custom; or GridWorld or GridWorldLarge.
@@ -291,6 +292,14 @@ class MetaWorldDataModule(pl.LightningDataModule):
         envs = self.make_envs(self.backend, goals, each, goal_visible=visible, families=families)
         hidden = HiddenGoals(envs, indices, self.goals_shown) if used else None
         return self._as_seen(hidden or envs, "train", each, self.perturbation, _TRAIN, "policy", None), hidden
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What a model must be told of the world: arguments of :class:`HierarchicalMetaRL`, by name.
+
+        ``observation_dim`` counts what perturbations and ``families_shown`` append.
+        """
+        return {name: getattr(self, name) for name in OF_WORLD}
 
     # --- streams ---------------------------------------------------------------------------------
 

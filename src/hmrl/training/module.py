@@ -42,6 +42,7 @@ from hmrl.training.compatibility import (
     PARTS,
     check_deviations,
     check_frozen,
+    check_gaps,
     check_goals,
     check_levels,
     check_network,
@@ -102,7 +103,7 @@ class HierarchicalMetaRL(pl.LightningModule):
         actor_critic: ActorCriticConfig = ActorCriticConfig(),  # noqa: B008
         ppo: PPOConfig = PPOConfig(),  # noqa: B008
         acting: Acting = Acting(),  # noqa: B008
-        close_up: bool = False,
+        close_up: bool = True,
         gaps: Sequence[Gap] = (),
         goal_dim: int = 0,
         seed: int = 1,
@@ -438,6 +439,8 @@ class HierarchicalMetaRL(pl.LightningModule):
         if training:
             self.check_frozen_have_learnt()
             check_goals(self.uses_goals, self._goal_dim, getattr(data, "goal_dim", self._goal_dim))
+            seen = self.hparams["gaps"]
+            check_gaps(self.hparams["close_up"], seen, getattr(data, "gaps", seen))
         if self._loaded:
             check_deviations(self._loaded, getattr(data, "modes", {}).values(), training=training)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hmrl.envs.benchmarks import GAPS, META_WORLD
-from hmrl.training.compatibility import network_differences
+from hmrl.training.compatibility import check_settings, network_differences
 from hmrl.types import Acting, Gap
 from support.agents import B, S, build_module, encoder_config, full_module, random_rollout, vae_config
 
@@ -61,7 +61,7 @@ def test_acting_and_learning_see_the_same() -> None:
 
 
 def test_without_a_close_up_the_agent_is_the_one_of_before() -> None:
-    plain, off = full_module(), full_module(gaps=CLOSE_UP["gaps"])
+    plain, off = full_module(), full_module(close_up=False, gaps=CLOSE_UP["gaps"])
     assert off.hparams["gaps"] == []
     for (name, a), (other, b) in zip(plain.state_dict().items(), off.state_dict().items(), strict=True):
         assert name == other
@@ -72,9 +72,16 @@ def test_another_close_up_is_another_network_and_named() -> None:
     saved = full_module().hparams
     here = build_module(encoder_config(), vae_config(), **CLOSE_UP).hparams
     found = network_differences(saved, here)
-    assert set(found) == {"model.close_up", "model.gaps"}
+    assert set(found) == {"model.gaps"}
     other = full_module(close_up=True, gaps=[Gap(2, 0, 0.5), Gap(6, 1, 1.0)]).hparams
     assert set(network_differences(here, other)) == {"model.gaps"}
+
+
+def test_a_checkpoint_from_before_there_were_gaps_has_none() -> None:
+    older = {k: v for k, v in full_module().hparams.items() if k not in ("close_up", "gaps")}
+    check_settings(older)
+    assert network_differences(older, full_module().hparams) == {}
+    assert set(network_differences(older, full_module(**CLOSE_UP).hparams)) == {"model.gaps"}
 
 
 def test_observations_of_another_width_are_still_refused() -> None:
