@@ -133,7 +133,7 @@ class HmrlCLI(LightningCLI):
             hparams = self._saved["hyper_parameters"]
             check_settings(hparams)
             model = {k: v for k, v in hparams.items() if k not in (*OF_WORLD, "seed")}
-            model["close_up"] = bool(hparams.get("gaps"))
+            model["close_up"] = bool(hparams.get("gaps"))  # older checkpoints say neither
             self.config = self.parser.parse_object({command: {"model": model}}, self.config)
 
     def _origin(self, given: str | None, run_dir: str) -> str | None:

@@ -351,7 +351,7 @@ def build_policy(
             an encoder that predicts goals.
 
     Raises:
-        UserError: for an ego index outside the observation or an interval below 1.
+        UserError: for an ego index or a gap outside the observation, or an interval below 1.
     """
     for name, interval in (("decision_interval", decision_interval), ("macro_interval", macro_interval)):
         if interval < 1:
@@ -361,6 +361,12 @@ def build_policy(
             f"ego_indices is {list(ego_indices)}: use one or more of 0 to {observation_dim - 1}, dimensions "
             "of the observation"
         )
+    for end, start, scale in gaps:
+        if not (0 <= end < observation_dim and 0 <= start < observation_dim and scale > 0):
+            raise UserError(
+                f"a gap is {[end, start, scale]}: use two of 0 to {observation_dim - 1}, dimensions of the "
+                "observation, and a positive scale"
+            )
     state_dim = observation_dim + len(gaps)
     task_encoder = _build_encoder(encoder, state_dim, action_dim, goal_dim) if encoder else None
     belief_dim = task_encoder.belief_dim if task_encoder else 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hmrl.envs.benchmarks import GAPS, META_WORLD
+from hmrl.system.errors import UserError
 from hmrl.training.compatibility import check_settings, network_differences
 from hmrl.types import Acting, Gap
 from support.agents import B, S, build_module, encoder_config, full_module, random_rollout, vae_config
@@ -75,6 +76,14 @@ def test_another_close_up_is_another_network_and_named() -> None:
     assert set(found) == {"model.gaps"}
     other = full_module(close_up=True, gaps=[Gap(2, 0, 0.5), Gap(6, 1, 1.0)]).hparams
     assert set(network_differences(here, other)) == {"model.gaps"}
+
+
+@pytest.mark.parametrize("gap", [Gap(S, 0, 0.5), Gap(0, -1, 0.5), Gap(2, 0, 0.0)])
+def test_a_gap_that_cannot_be_is_refused(gap: Gap) -> None:
+    with pytest.raises(
+        UserError, match=rf"a gap is \[{gap.end}, {gap.start}, {gap.scale}\]: use two of 0 to {S - 1}"
+    ):
+        full_module(close_up=True, gaps=[gap])
 
 
 def test_a_checkpoint_from_before_there_were_gaps_has_none() -> None:
