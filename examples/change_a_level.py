@@ -40,7 +40,7 @@ class ReactiveAgent(HierarchicalMetaRL):
         config = self.encoder_config
         assert config is not None
         self.policy.task_encoder = Reactive(
-            self.policy.observation_dim,
+            self.policy.state_dim,
             self.policy.action_dim,
             categories=config.categories,
             variables=config.variables,
@@ -48,9 +48,11 @@ class ReactiveAgent(HierarchicalMetaRL):
             hidden=config.hidden,
             embedding_hidden=config.embedding_hidden,
             reward_embedding=config.reward_embedding,
+            reward_change=config.context_reward == "change",
             head_hidden=config.head_hidden,
             dropout=config.dropout,
             reward_decoder_hidden=config.decoder_hidden,
+            goal_dim=self.policy.task_encoder.goal_dim,
         )
 
 

@@ -57,7 +57,8 @@ class HierarchicalPolicy(nn.Module):
     """
 
     ego_indices: Tensor
-    gaps: Tensor
+    gap_indices: Tensor
+    gap_scales: Tensor
 
     def __init__(
         self,
@@ -83,7 +84,10 @@ class HierarchicalPolicy(nn.Module):
         self.decision_interval, self.macro_interval = decision_interval, macro_interval
         self.temperature, self.context_reward = temperature, context_reward
         self.register_buffer("ego_indices", torch.tensor(ego_indices), persistent=False)
-        self.register_buffer("gaps", torch.tensor([*map(tuple, gaps)]).reshape(-1, 3), persistent=False)
+        self.state_dim = observation_dim + len(gaps)
+        indices = torch.tensor([[gap.end for gap in gaps], [gap.start for gap in gaps]], dtype=torch.int64)
+        self.register_buffer("gap_indices", indices, persistent=False)
+        self.register_buffer("gap_scales", torch.tensor([gap.scale for gap in gaps]), persistent=False)
         self.observation_moments = RunningMoments(observation_dim)
         self.reward_moments = RunningMoments(1)
         self._families = told[0] if told else 0
@@ -112,7 +116,7 @@ class HierarchicalPolicy(nn.Module):
         hidden = self.task_encoder.initial_hidden(batch_size, device) if self.task_encoder else ()
         return Carry(
             hidden,
-            torch.zeros(batch_size, self.observation_dim + len(self.gaps), device=device),
+            torch.zeros(batch_size, self.state_dim, device=device),
             torch.zeros(batch_size, self.action_dim, device=device),
             self.normalize_reward(torch.zeros(batch_size, 1, device=device)),
             torch.zeros(batch_size, self.action_dim if self.macro_vae else 0, device=device),
@@ -192,11 +196,11 @@ class HierarchicalPolicy(nn.Module):
         twentieth of a deviation: networks are slow to find what a grasp depends on.
         """
         state = self.observation_moments.normalize(observation, _CLIP, _STD_FLOOR)
-        if not len(self.gaps):
+        if not len(self.gap_scales):
             return state
-        end, start, scale = self.gaps.to(observation.dtype).unbind(1)
-        gap = observation[..., end.long()] - observation[..., start.long()]
-        return torch.cat([state, (gap / scale).tanh()], dim=-1)
+        end, start = (observation[..., index] for index in self.gap_indices)
+        gaps = ((end - start) / self.gap_scales.to(observation.dtype)).tanh()
+        return torch.cat([state, gaps], dim=-1)
 
     def normalize_reward(self, reward: Tensor) -> Tensor:
         """Raw rewards ``[...]`` of a decision as contexts hold them.
@@ -361,8 +365,9 @@ def build_policy(
             f"ego_indices is {list(ego_indices)}: use one or more of 0 to {observation_dim - 1}, dimensions "
             "of the observation"
         )
+    entries = range(observation_dim)
     for end, start, scale in gaps:
-        if not (0 <= end < observation_dim and 0 <= start < observation_dim and scale > 0):
+        if not (end in entries and start in entries and 0 < scale < float("inf")):
             raise UserError(
                 f"a gap is {[end, start, scale]}: use two of 0 to {observation_dim - 1}, dimensions of the "
                 "observation, and a positive scale"

@@ -59,7 +59,8 @@ def check_levels(
     """Refuse settings that need another level, another belief or other gradients."""
     if gradients not in get_args(Gradients):
         raise UserError(f"model.gradients is {gradients!r}: use {' or '.join(get_args(Gradients))}")
-    encoder = task_encoder or TaskEncoderConfig(target_kl=None)  # with an absent level nothing is wrong
+    # With an absent level nothing is wrong.
+    encoder = task_encoder or TaskEncoderConfig(target_kl=None, goal_coef=0.0)
     vae = macro_vae or MacroVAEConfig(target_kl=None)
     continuous, mixture = encoder.belief == "continuous", encoder.belief == "mixture"
     joint, sub_tasks = gradients == "joint", vae.goal_state == "sub_task"

@@ -467,6 +467,8 @@ class HierarchicalMetaRL(pl.LightningModule):
             UserError: naming the settings that differ.
         """
         training, self._left = self._trainer is not None and self.trainer.state.fn == "fit", {}
+        if "gaps" not in checkpoint["hyper_parameters"]:
+            self.hparams["close_up"] = bool(self.hparams["gaps"])  # older networks have none
         if not training and list(checkpoint["hyper_parameters"]["families"]) != list(self.families):
             learning = [*_OF_FAMILIES]
             if self.critic_is_told:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import metaworld
@@ -12,7 +14,8 @@ import torch
 
 from hmrl.envs.benchmarks import GAPS, META_WORLD
 from hmrl.system.errors import UserError
-from hmrl.training.compatibility import check_settings, network_differences
+from hmrl.training.compatibility import check_gaps, check_settings, network_differences
+from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Gap
 from support.agents import B, S, build_module, encoder_config, full_module, random_rollout, vae_config
 
@@ -78,7 +81,20 @@ def test_another_close_up_is_another_network_and_named() -> None:
     assert set(network_differences(here, other)) == {"model.gaps"}
 
 
-@pytest.mark.parametrize("gap", [Gap(S, 0, 0.5), Gap(0, -1, 0.5), Gap(2, 0, 0.0)])
+def test_an_older_export_is_trained_on_without_a_close_up() -> None:
+    """Also where a world has gaps: ``close_up`` then is what the weights are of."""
+    path = Path(__file__).parents[3] / "results/ml10-20m/flat/agent.weights.ckpt"
+    hparams = HierarchicalMetaRL.load_from_checkpoint(path, map_location="cpu").hparams
+    assert hparams["close_up"] is False
+    check_gaps(hparams["close_up"], hparams["gaps"], GAPS)
+    with pytest.raises(UserError, match=r"pass gaps=data\.gaps, or close_up=False"):
+        check_gaps(True, [], GAPS)
+
+
+@pytest.mark.parametrize(
+    "gap",
+    [Gap(S, 0, 0.5), Gap(0, -1, 0.5), Gap(2, 0, 0.0), Gap(2, 0, math.inf), Gap(1.5, 0, 1.0)],  # type: ignore[arg-type]
+)
 def test_a_gap_that_cannot_be_is_refused(gap: Gap) -> None:
     with pytest.raises(
         UserError, match=rf"a gap is \[{gap.end}, {gap.start}, {gap.scale}\]: use two of 0 to {S - 1}"

@@ -225,3 +225,7 @@ def test_a_continuous_belief_is_memory_without_categories() -> None:
 def test_what_does_not_go_together_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         build_module(**{"task_encoder": encoder_config(), "macro_vae": vae_config()} | changes)
+
+
+def test_an_absent_encoder_asks_for_nothing_that_joint_training_lacks() -> None:
+    build_module(None, None, gradients="joint")
