@@ -211,7 +211,8 @@ OPTIONS = [
     ("--model.task_encoder.reward_embedding 0", "model.task_encoder.reward_embedding", "0", "at least 1"),
     ("--model.task_encoder.reward_coef -1", "model.task_encoder.reward_coef", "-1.0", "0 or more"),
     (
-        "--model.task_encoder.belief mixture --model.task_encoder.variables 1",
+        "--model.task_encoder.belief mixture --model.task_encoder.variables 1 "
+        "--model.task_encoder.goal_coef 0",
         *("model.task_encoder.reward_coef", "1.0", "use 0"),
     ),
     (

@@ -54,8 +54,10 @@ def module() -> HierarchicalMetaRL:
 
 
 def averages(others: int = OTHERS) -> Tensor:
-    drawn = torch.randn(others, DECISIONS, 3 * 8, generator=torch.Generator().manual_seed(3))
-    return (4 * drawn.unflatten(-1, (8, 3))).softmax(-1).flatten(-2)
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.randn(others, DECISIONS, 8, 3, generator=generator)
+    goal = torch.randn(others, DECISIONS, 3, generator=generator)
+    return torch.cat([(4 * drawn).softmax(-1).flatten(-2), goal], dim=-1)
 
 
 class Noting(SearchingTrialAgent):

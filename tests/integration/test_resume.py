@@ -273,7 +273,7 @@ def test_a_resumed_run_learns_at_the_rate_it_is_given(tmp_path: Path) -> None:
     actor, critic, *upper = resumed.last["optimizer_states"]
     assert [o["param_groups"][0]["lr"] for o in (actor, critic)] == [3e-5, 4e-5]
     assert [o["param_groups"][0]["weight_decay"] for o in (actor, critic)] == [0.1, 0.1]
-    assert [o["param_groups"][0]["lr"] for o in upper] == [7e-4, 1e-4]
+    assert [o["param_groups"][0]["lr"] for o in upper] == [2e-3, 1e-4]
     for before, after in zip(first, resumed.last["optimizer_states"], strict=True):
         assert float(after["state"][0]["step"]) == 2 * float(before["state"][0]["step"])
 
