@@ -147,6 +147,8 @@ def module_for(
             categorical=categorical,
             categorical_coef=0.3,
             context_reward="change",
+            goal_coef=0.0,  # rollouts are handed to the ranks, and have no goals
+            steps=None,
             reward_coef=1.0,
             **upper,
         ),
