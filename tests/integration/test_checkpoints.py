@@ -62,10 +62,7 @@ def test_an_export_holds_networks_and_configuration_alone(trained: Run) -> None:
 
 def test_an_export_of_the_default_networks_is_small(tmp_path: Path) -> None:
     data = toy_data()
-    module = HierarchicalMetaRL(
-        **data.sizes,
-        ppo=PPOConfig(epochs=1, minibatches=1),
-    )
+    module = HierarchicalMetaRL(**data.sizes, ppo=PPOConfig(epochs=1, minibatches=1))
     full, export = (path.stat().st_size for path in checkpoints(fit(tmp_path, 1, data=data, module=module)))
     assert export < 4 * 2**20
     assert full > 2.5 * export  # AdamW remembers two numbers a weight

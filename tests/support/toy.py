@@ -168,7 +168,4 @@ def tiny_networks() -> dict[str, Any]:
 
 
 def tiny_module(data: MetaWorldDataModule, **changes: Any) -> HierarchicalMetaRL:
-    return HierarchicalMetaRL(
-        **data.sizes,
-        **(tiny_networks() | changes),
-    )
+    return HierarchicalMetaRL(**data.sizes, **(tiny_networks() | changes))

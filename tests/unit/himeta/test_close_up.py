@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import metaworld
 import numpy as np
 import pytest
 import torch
 
-from hmrl.envs.benchmarks import GAPS, META_WORLD
+from hmrl.envs.benchmarks import GAPS
 from hmrl.system.errors import UserError
 from hmrl.training.compatibility import check_gaps, check_settings, network_differences
 from hmrl.training.module import HierarchicalMetaRL
@@ -113,18 +112,3 @@ def test_observations_of_another_width_are_still_refused() -> None:
     policy = full_module(**CLOSE_UP).policy
     with pytest.raises(Exception, match=rf"must be \[{B}, {S}\]"):
         policy.act(torch.zeros(B, S + 2), torch.zeros(B), policy.initial_carry(B), Acting())
-
-
-@pytest.mark.parametrize("family", ["pick-place", "push", "peg-insert-side", "basketball"])
-def test_meta_world_has_hand_and_object_where_the_gaps_are(family: str) -> None:
-    bench = metaworld.ML1(f"{family}-v3", seed=1)
-    env = bench.train_classes[f"{family}-v3"]()
-    env.set_task(bench.train_tasks[0])
-    observation, _ = env.reset()
-    hand, thing = env.get_endeff_pos(), env._get_pos_objects()[:3]
-    for gap in GAPS:
-        axis = gap.start
-        found = observation[gap.end] - observation[gap.start]
-        assert found == pytest.approx(thing[axis] - hand[axis], abs=1e-6)
-    assert META_WORLD.gaps == GAPS
-    env.close()
