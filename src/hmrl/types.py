@@ -204,8 +204,11 @@ class Rollout(Tensors):
 
     @property
     def episode_return(self) -> Tensor:
-        """Undiscounted sum of raw rewards of each episode. ``[E * B]``"""
-        total: Tensor = self.reward.unflatten(0, (self.episodes, -1)).sum(1)
+        """Undiscounted sum of raw rewards of each episode. ``[E * B]`` double
+
+        Summed in double precision: in single, the last digits depend on how many environments a process has.
+        """
+        total: Tensor = self.reward.unflatten(0, (self.episodes, -1)).sum(1, dtype=torch.float64)
         return total.flatten()
 
     @property

@@ -28,7 +28,7 @@ def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor
     success = rollout.ever_success.double()
     by_episode = rollout.success.double().unflatten(0, (rollout.episodes, -1))  # [E, T / E, B]
     so_far = by_episode.cummax(1).values.mean(1).flatten()
-    columns = torch.stack([torch.ones_like(success), success, so_far, rollout.episode_return.double()], dim=1)
+    columns = torch.stack([torch.ones_like(success), success, so_far, rollout.episode_return], dim=1)
     families = len(rollout.families)
     sums = sum_over_ranks(sums_by_group(columns, rollout.episode_family, families))
     count, won, time_average, total = sums.T

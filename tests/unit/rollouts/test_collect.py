@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 
 import numpy as np
@@ -14,7 +15,7 @@ from hmrl.evaluation.baselines import RandomAgent
 from hmrl.rollouts.collect import collect, few_threads, seeded, where_it_is_faster
 from hmrl.system.errors import UserError
 from hmrl.types import Acting, EnvStep, Rollout
-from support.agents import FAMILIES, B, S, ToyEnvs, build_module, encoder_config, vae_config
+from support.agents import FAMILIES, B, S, ToyEnvs, build_module, encoder_config, random_rollout, vae_config
 
 
 def draw(*key: int) -> Tensor:
@@ -93,6 +94,14 @@ def test_a_success_counts_at_whichever_step_of_its_interval_it_was() -> None:
     assert rollout.success.tolist() == [[False] * B, [True] * B, [False] * B]
     assert rollout.ever_success.all()
     assert not rollout.final_success.any()
+
+
+def test_returns_are_summed_without_loss_of_digits() -> None:
+    """So they are equal to the last digit however many environments a process has."""
+    rollout = random_rollout()
+    rollout.reward = 1000 * torch.rand(rollout.reward.shape)
+    expected = [math.fsum(rewards) for rewards in rollout.reward.T.tolist()]
+    assert rollout.episode_return.tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_families_are_indices_into_the_given_order() -> None:
