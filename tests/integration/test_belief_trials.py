@@ -38,6 +38,7 @@ MEAN = Acting(action="mean")
 INTERVAL, DECISIONS = 3, 5
 EPISODES = 7  # of adaptation
 OTHERS = 4
+GOAL = 3  # the estimate of the goal, with which a belief ends
 Altered = Callable[[EnvStep], EnvStep]
 
 
@@ -56,7 +57,7 @@ def module() -> HierarchicalMetaRL:
 def averages(others: int = OTHERS) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     drawn = torch.randn(others, DECISIONS, 8, 3, generator=generator)
-    goal = torch.randn(others, DECISIONS, 3, generator=generator)
+    goal = torch.randn(others, DECISIONS, GOAL, generator=generator)
     return torch.cat([(4 * drawn).softmax(-1).flatten(-2), goal], dim=-1)
 
 
@@ -116,7 +117,7 @@ def test_each_episode_is_played_on_the_belief_that_was_chosen(module: Hierarchic
     assert (chosen[0] == 0).all()
     for i in range(EPISODES):
         for b in range(2):
-            equal = [torch.equal(acted[i, :, b], other) for other in averages()]
+            equal = [torch.equal(acted[i, :, b, :-GOAL], other[:, :-GOAL]) for other in averages()]
             assert [c for c, same in enumerate(equal, 1) if same] == [c for c in [chosen[i, b]] if c]
     for b in range(2):  # seven episodes: five beliefs, then the best ones
         assert set(chosen[:5, b]) == set(range(1 + OTHERS))
@@ -141,8 +142,9 @@ def test_beliefs_are_ordered_by_what_the_trial_has_shown(module: HierarchicalMet
                 state, after = policy.normalize(now[0][b]), policy.normalize(then[0][b])
                 action, reward = now[3].action[b].clip(-1, 1), policy.normalize_reward(then[1][b])
                 for c in range(OTHERS):
+                    belief = torch.cat([known[c, t, :-GOAL], now[3].task_belief[b, -GOAL:]])
                     with torch.no_grad():
-                        said = policy.task_encoder.predicted_reward(known[c, t], state, action, after)
+                        said = policy.task_encoder.predicted_reward(belief, state, action, after)
                     error[c] += float(said - reward) ** 2
             tried = {chosen[b] for chosen in agent.chosen[:i]}
             untried = [c for c in range(1, 1 + OTHERS) if c not in tried]

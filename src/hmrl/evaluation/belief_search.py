@@ -75,6 +75,9 @@ class BeliefSearch:
 class Candidates:
     """The beliefs that are searched among, as a policy acts on them and predicts rewards with them.
 
+    An estimate of the goal, with which a belief may end, stays the policy's own: an average over a family's
+    goals tells nothing of this one.
+
     Args:
         policy: whose they are, with a task encoder that has a decoder of rewards.
         averages: of training families, by decision of an episode. ``[C - 1, T, belief_dim]``
@@ -82,8 +85,10 @@ class Candidates:
 
     def __init__(self, policy: HierarchicalPolicy, averages: Tensor) -> None:
         self._policy = policy
+        assert policy.task_encoder is not None
         own = averages.new_zeros(1, *averages.shape[1:])  # stands for what memory says, and is never read
-        self._beliefs = torch.cat([own, averages]).to(policy.ego_indices.device)
+        beliefs = torch.cat([own, averages]).to(policy.ego_indices.device)
+        self._beliefs = beliefs[..., : beliefs.shape[-1] - policy.task_encoder.goal_dim]
 
     @property
     def others(self) -> int:
@@ -96,10 +101,13 @@ class Candidates:
         return Imposed(self._tensor(chosen != OWN), belief)
 
     @torch.no_grad()
-    def errors(self, before: Carry, after: Carry, reward: Tensor, decision: Index) -> FloatArray:
+    def errors(
+        self, acted: Tensor, before: Carry, after: Carry, reward: Tensor, decision: Index
+    ) -> FloatArray:
         """Squared errors of predicted rewards, as contexts hold them, but of the own one. ``[C - 1, B]``
 
         Args:
+            acted: the belief of the last decision, whose estimate of the goal all share. ``[B, belief_dim]``
             before, after: the policy's memory of the last decision and of this one.
             reward: raw, between the two. ``[B]``
             decision: of an episode, the last one's number. ``[B]``
@@ -107,6 +115,8 @@ class Candidates:
         encoder = self._policy.task_encoder
         assert encoder is not None
         belief = self._beliefs[1:, self._tensor(decision)]
+        shared = acted[:, belief.shape[-1] :].expand(len(belief), -1, -1)
+        belief = torch.cat([belief, shared], dim=-1)
         seen = (before.observation, before.action.clamp(-1, 1), after.observation)
         predicted = encoder.predicted_reward(belief, *(x.expand(len(belief), -1, -1) for x in seen))
         error = (predicted - self._policy.normalize_reward(reward)).square()

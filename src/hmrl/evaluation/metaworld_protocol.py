@@ -120,6 +120,7 @@ class SearchingTrialAgent(TrialAgent):
         assert isinstance(self._agent, HierarchicalPolicy)  # perhaps a copy, on another device
         self._policy = self._agent
         self._candidates, self._episodes = Candidates(self._policy, averages), episodes
+        self._width = averages.shape[-1]
 
     def init(self) -> None:
         """A new trial: forget everything."""
@@ -128,6 +129,7 @@ class SearchingTrialAgent(TrialAgent):
         self._adapts = True
         self._decision = np.zeros(self._count, dtype=int)  # of the episode, the next one's number
         self._return = np.zeros(self._count)
+        self._acted = torch.zeros(self._count, self._width, device=self._device)  # at the last decisions
 
     def reset(self, env_mask: Any) -> None:
         """An episode begins where ``env_mask`` ``[B]`` says."""
@@ -153,7 +155,10 @@ class SearchingTrialAgent(TrialAgent):
         within = decision > 0
         if self._adapts and within.any():
             last = (decision - 1).clip(0)
-            self.search.explain(self._candidates.errors(self._carry, carry, reward, last), within)
+            errors = self._candidates.errors(self._acted, self._carry, carry, reward, last)
+            self.search.explain(errors, within)
+        rows = torch.from_numpy(due).to(self._acted.device)[:, None]
+        self._acted = torch.where(rows, step.task_belief, self._acted)
         self._decision[due] += 1
         return step, carry
 

@@ -34,7 +34,7 @@ class Imposed(NamedTuple):
     """Beliefs that some environments act on instead of their own."""
 
     where: Tensor  # [B] bool, in which environments
-    belief: Tensor  # [B, belief_dim], anything elsewhere
+    belief: Tensor  # [B, D], in the place of the first D entries; anything elsewhere
 
 
 class HierarchicalPolicy(nn.Module):
@@ -138,7 +138,8 @@ class HierarchicalPolicy(nn.Module):
         evaluation mode, so that dropout never acts.
 
         Args:
-            imposed: what z and action follow from instead of the belief made of memory, which runs on.
+            imposed: what z and action follow from instead of the belief, or of its first entries, that is
+                made of memory, which runs on.
 
         Raises:
             UserError: for another S, or another B than the carry's.
@@ -174,7 +175,8 @@ class HierarchicalPolicy(nn.Module):
         if acting.permute == "task_belief":
             belief = belief[_donors(len(belief)).to(belief.device)]
         if imposed is not None:
-            belief = torch.where(imposed.where[:, None], imposed.belief, belief)
+            first, rest = belief.tensor_split([imposed.belief.shape[1]], dim=1)
+            belief = torch.cat([torch.where(imposed.where[:, None], imposed.belief, first), rest], dim=1)
         macro_action = self.macro_action(state, belief, acting)
         if acting.permute == "macro_action":
             macro_action = macro_action[_donors(len(state)).to(state.device)]

@@ -14,7 +14,7 @@ from hmrl.himeta.policy import HierarchicalPolicy, Imposed
 from hmrl.rollouts.collect import seeded
 from hmrl.system.errors import UserError
 from hmrl.types import Acting, Carry
-from support.agents import B, K, S, build_module, encoder_config, vae_config
+from support.agents import B, G, K, S, build_module, encoder_config, vae_config
 
 C, N = 5, 6  # candidates and environments
 
@@ -172,6 +172,19 @@ def test_an_imposed_belief_is_acted_on_and_memory_runs_on() -> None:
     assert torch.equal(after.hidden[0], after_own.hidden[0])
 
 
+def test_an_estimate_of_the_goal_stays_the_policys_own() -> None:
+    policy = build_module(encoder_config(reward_coef=1.0, goal_coef=1.0), vae_config(), goal_dim=G).policy
+    carry, observation, reward = remembering(policy)
+    acting, decision = Acting(action="mean"), np.full(B, 2)
+    known = averages(policy)
+    imposed = Candidates(policy, known).imposed(np.array([0, 1, 2, 3]), decision)
+    own, _ = policy.act(observation, reward, carry, acting)
+    step, _ = policy.act(observation, reward, carry, acting, imposed)
+    assert torch.equal(step.task_belief[:, K:], own.task_belief[:, K:])
+    assert torch.equal(step.task_belief[0], own.task_belief[0])
+    assert torch.equal(step.task_belief[1:, :K], known[:, 2, :K])
+
+
 def test_candidates_are_acted_on_by_the_decision_of_the_episode() -> None:
     policy = an_agent()
     known = averages(policy)
@@ -188,13 +201,15 @@ def test_candidates_are_acted_on_by_the_decision_of_the_episode() -> None:
     "belief",
     [
         {},
+        {"goal_coef": 1.0},
         {"belief": "continuous", "categorical_coef": 0.0},
         {"belief": "mixture", "reward_coef": 0.0, "latent_dim": 2},
     ],
-    ids=["categorical", "continuous", "mixture"],
+    ids=["categorical", "with an estimate of the goal", "continuous", "mixture"],
 )
 def test_errors_are_those_of_predicted_rewards(belief: dict[str, object]) -> None:
-    policy = build_module(encoder_config(**{"reward_coef": 1.0} | belief), vae_config()).policy
+    config = encoder_config(**{"reward_coef": 1.0} | belief)
+    policy = build_module(config, vae_config(), goal_dim=G).policy
     encoder = policy.task_encoder
     assert encoder is not None
     assert encoder.reward_decoder is not None
@@ -202,12 +217,13 @@ def test_errors_are_those_of_predicted_rewards(belief: dict[str, object]) -> Non
     before, observation, reward = remembering(policy)
     before = replace(before, action=2 * before.action)  # some beyond what was executed
     _, after = policy.act(observation, reward, before, Acting())
-    decision = np.array([0, 1, 2, 3])
-    found = Candidates(policy, known).errors(before, after, reward, decision)
+    decision, acted = np.array([0, 1, 2, 3]), torch.randn(B, encoder.belief_dim)
+    found = Candidates(policy, known).errors(acted, before, after, reward, decision)
     assert found.shape == (3, B)
+    own = encoder.belief_dim - encoder.goal_dim
     for c in range(3):
         for b in range(B):
-            y = known[c, decision[b]]
+            y = torch.cat([known[c, decision[b]][:own], acted[b, own:]])
             if belief.get("belief") == "mixture":
                 y = y[K:]
             seen = [y, before.observation[b], before.action[b].clip(-1, 1), policy.normalize(observation)[b]]
