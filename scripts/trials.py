@@ -2,11 +2,10 @@
 
 python scripts/trials.py runs/ml10/checkpoints/last.ckpt --adaptation beliefs --out runs/trials.csv
 
-A trial has adaptation episodes and one evaluation episode, all on one goal and of full length. Agents act as
-in the protocol meta_world. But the simulator is that of training, six times as fast as Meta-World's own, and
-no episode ends at success: the numbers are not that protocol's. Printed and written are means over goals.
-The first episode is that of the protocol first_episode. A checkpoint without average beliefs needs
-scripts/average_beliefs.py first.
+A trial has adaptation episodes and one evaluation episode, all of full length on one fresh goal. Agents act,
+and are refused, as in the protocol meta_world. But the simulator is that of training, and no episode ends at
+success: the numbers are not that protocol's. Printed and written are means over goals. In the first episode
+nothing has been adapted to. A checkpoint without average beliefs needs scripts/average_beliefs.py first.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from metaworld.evaluation import Timestep
 from hmrl.envs.benchmarks import ACTION_DIM, Goals
 from hmrl.evaluation.belief_search import check_beliefs
 from hmrl.evaluation.metaworld_protocol import SearchingTrialAgent, TrialAgent
-from hmrl.evaluation.protocols import Adaptation
+from hmrl.evaluation.protocols import Adaptation, EvaluationConfig
 from hmrl.rollouts.collect import few_threads, seeded
 from hmrl.system.errors import UserError
 from hmrl.training import checkpoint
-from hmrl.training.compatibility import check_settings
+from hmrl.training.compatibility import check_deviations, check_settings
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, FloatArray, Split, TaskEnvs
@@ -74,7 +73,7 @@ def table(agent: HierarchicalMetaRL, data: MetaWorldDataModule, options: argpars
     splits: tuple[Split, ...] = ("train", "test")
     for split in splits:
         goals = Goals(split, options.seed, None, _STREAM, options.episodes + 1)
-        envs = data.seen_envs(data.backend, goals, options.goals, data.perturbation, _STREAM)
+        envs = data.make_envs(data.backend, goals, options.goals)
         try:
             who: tuple[Any, ...] = (agent.policy, Acting(), envs.families)
             player = TrialAgent(*who)
@@ -105,14 +104,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a CSV file, too")
     options = parser.parse_args()
     try:
+        for name, least in (("episodes", 1), ("goals", 1), ("seed", 0)):
+            if getattr(options, name) < least:
+                raise UserError(f"--{name} is {getattr(options, name)}: use {least} or more")
+        if options.out and options.out.is_dir():
+            raise UserError(f"--out is {options.out}, which is a folder: name a file")
         saved = checkpoint.load(options.checkpoint)
         settings = saved["hyper_parameters"]
         check_settings(settings)
+        check_deviations(saved, [Acting()], training=False)
+        if "datamodule_hyper_parameters" not in saved:
+            raise UserError(f"{options.checkpoint} does not say in which world it was trained")
+        test = EvaluationConfig(backend="metaworld", protocol="meta_world")
+        data = MetaWorldDataModule(**saved["datamodule_hyper_parameters"] | {"test": test})
+        data.check("test", 1)
         agent = HierarchicalMetaRL(**settings)
         agent.load_state_dict(saved["state_dict"])
         if "average_beliefs" in saved:
             agent.average_beliefs.load_state_dict(saved["average_beliefs"])
-        data = MetaWorldDataModule(**saved["datamodule_hyper_parameters"])
         if options.adaptation == "beliefs":
             decisions = -(-data.horizon // agent.policy.decision_interval)
             check_beliefs(agent.policy, agent.average_beliefs.known(), decisions)

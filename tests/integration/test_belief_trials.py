@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from metaworld.evaluation import metalearning_evaluation
+from metaworld.evaluation import Timestep, metalearning_evaluation
 from torch import Tensor
 
 from hmrl.evaluation.metaworld_protocol import (
@@ -163,6 +163,32 @@ def test_rewards_of_one_environment_are_nothing_to_the_other(module: Hierarchica
     assert [c[0] for c in usual.chosen] == [c[0] for c in other.chosen]
     assert usual.search.chosen[0] == other.search.chosen[0]
     assert [c[1] for c in usual.chosen] != [c[1] for c in other.chosen]
+
+
+def test_how_long_episodes_of_one_environment_last_is_nothing_to_the_other(
+    module: HierarchicalMetaRL,
+) -> None:
+    """Environments then decide at different steps, and each explains its own transitions alone."""
+
+    def errors(length: int) -> np.ndarray:
+        """Of the second environment, whose episodes have 13 steps, where the first one's have ``length``."""
+        agent = SearchingTrialAgent(module.policy, MEAN, FAMILIES, averages(), EPISODES)
+        agent.init()
+        steps = np.zeros(2, dtype=int)
+        found = []
+        for t in range(4 * 13):
+            seen = np.stack([np.random.default_rng([b, t]).normal(size=45) for b in range(2)])
+            action, _ = agent.adapt_action(seen)
+            steps += 1
+            ended = steps == np.array([length, 13])
+            steps[ended] = 0
+            agent.step(Timestep(seen, action, seen[:, 0], np.zeros(2, dtype=bool), ended, {}))
+            found.append(agent.search._error[:, 1].copy())
+        return np.stack(found)
+
+    together, apart = errors(13), errors(11)
+    assert len(np.unique(together)) > 20
+    assert np.allclose(together, apart, rtol=1e-5)
 
 
 def test_success_and_names_of_families_make_no_difference(module: HierarchicalMetaRL) -> None:

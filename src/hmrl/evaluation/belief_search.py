@@ -134,7 +134,7 @@ def check_beliefs(policy: HierarchicalPolicy, averages: Tensor | None, decisions
         decisions: of an episode that is played.
 
     Raises:
-        UserError: naming what it lacks, or for another T.
+        UserError: naming what it lacks, or for another T or belief_dim.
     """
     what = "data.meta_world.adaptation is beliefs, but "
     if policy.task_encoder is None:
@@ -150,6 +150,11 @@ def check_beliefs(policy: HierarchicalPolicy, averages: Tensor | None, decisions
         raise UserError(
             f"{what}the checkpoint holds no average beliefs of its training families: test the copy that "
             "scripts/average_beliefs.py makes of it, or use memory"
+        )
+    if averages.shape[2] != policy.task_encoder.belief_dim:
+        raise UserError(
+            f"{what}average beliefs of the checkpoint have {averages.shape[2]} entries, and those of this "
+            f"agent {policy.task_encoder.belief_dim}: make them anew with scripts/average_beliefs.py"
         )
     if averages.shape[1] != decisions:
         raise UserError(

@@ -254,3 +254,8 @@ def test_episodes_of_another_length_are_refused() -> None:
     check_beliefs(policy, None, T_ + 1)  # they are yet to be learnt
     with pytest.raises(UserError, match=r"episodes of 4 decisions, and here there are 5 \(data.horizon"):
         check_beliefs(policy, averages(policy), T_ + 1)
+
+
+def test_beliefs_of_another_width_are_refused() -> None:
+    with pytest.raises(UserError, match=f"have 1 entries, and those of this agent {K}"):
+        check_beliefs(an_agent(), torch.zeros(3, T_, 1), T_)

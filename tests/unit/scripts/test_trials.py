@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import pytest
 import torch
 
 import trials
-from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM
-from hmrl.types import EnvStep
-from support.toy import ToyDataModule, tiny_module, toy_data
+from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
+from hmrl.evaluation.metaworld_protocol import SearchingTrialAgent, TrialAgent
+from hmrl.rollouts.collect import seeded
+from hmrl.training.module import HierarchicalMetaRL
+from hmrl.types import Acting, EnvStep, Split
+from support.toy import HORIZON as TOY_HORIZON
+from support.toy import Episode, ToyDataModule, tiny_module, toy_data
 
 B, HORIZON, EPISODES = 3, 5, 2
 
@@ -67,74 +72,153 @@ class Recorder:
 
 
 def test_a_trial_is_adaptation_then_evaluation_on_the_next_episodes() -> None:
-    agent = Recorder()
-    success, total = trials.play(agent, Envs(), EPISODES)  # type: ignore[arg-type]
+    recorder = Recorder()
+    success, total = trials.play(recorder, Envs(), EPISODES)  # type: ignore[arg-type]
     expected: list[Any] = ["init"]
     for episode in range(EPISODES):
         for t in range(HORIZON):
             expected += [10.0 * episode + t, ("ends" if t == HORIZON - 1 else "goes on", t + 1.0)]
     expected += ["adapt", "reset", *((10.0 * EPISODES + t, float(t)) for t in range(HORIZON))]
-    assert agent.heard == expected
+    assert recorder.heard == expected
     assert success.tolist() == [[0] * B, [1] * B, [0] * B]
     assert total.tolist() == [[15.0] * B] * 3
 
 
-def run(
-    monkeypatch: pytest.MonkeyPatch, module: Any, tmp_path: Path, *arguments: object
-) -> list[ToyDataModule]:
-    """``trials.py`` on the toy world; the data modules that it made."""
+def run(monkeypatch: pytest.MonkeyPatch, module: Any, tmp_path: Path, *arguments: object) -> ToyDataModule:
+    """``trials.py`` on the toy world; the data module that it made."""
     made: list[ToyDataModule] = []
-    monkeypatch.setattr(
-        trials, "MetaWorldDataModule", lambda **hparams: made.append(toy_data(**hparams)) or made[-1]
-    )
+
+    def make(**hparams: Any) -> ToyDataModule:
+        made.append(toy_data(**hparams))
+        return made[-1]
+
+    monkeypatch.setattr(trials, "MetaWorldDataModule", make)
     content = {
         "state_dict": module.state_dict(),
         "hyper_parameters": dict(module.hparams),
         "datamodule_hyper_parameters": dict(toy_data().hparams),
         "average_beliefs": module.average_beliefs.state_dict(),
+        "format": 2,
     }
     torch.save(content, tmp_path / "agent.ckpt")
     monkeypatch.setattr("sys.argv", ["trials", *map(str, (tmp_path / "agent.ckpt", *arguments))])
     trials.main()
-    return made
+    return made[-1]
+
+
+def agent() -> HierarchicalMetaRL:
+    """With beliefs on which it acts otherwise than on its own."""
+    with seeded(8):
+        module = tiny_module(toy_data())
+        for parameter in module.policy.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        beliefs, decisions = module.average_beliefs, -(-TOY_HORIZON // module.policy.decision_interval)
+        beliefs.mean = torch.rand(10, decisions, module.policy.task_encoder.belief_dim)  # type: ignore[union-attr]
+        beliefs.count = torch.ones(10, dtype=torch.long)
+    return module
+
+
+def means(seen: list[Episode], split: str, number: int) -> dict[str, tuple[float, float]]:
+    """Success and return by family of what the toy world recorded."""
+    own = [e for e in seen if (e.split, e.number) == (split, number)]
+    found = {}
+    for family in dict.fromkeys(e.family for e in own):
+        episodes = [e for e in own if e.family == family]
+        solved, earned = [any(e.successes) for e in episodes], [sum(e.rewards) for e in episodes]
+        found[family] = (float(np.mean(solved)), float(np.mean(earned)))
+    return found
 
 
 @pytest.mark.parametrize("adaptation", ["memory", "beliefs"])
-def test_the_table_is_what_the_environments_saw(
+def test_the_table_is_what_the_agent_does_in_trials_on_fresh_goals(
     adaptation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = tiny_module(toy_data())
-    beliefs = module.average_beliefs
-    beliefs.mean = torch.rand(10, 7, module.policy.task_encoder.belief_dim)
-    beliefs.count = torch.ones(10, dtype=torch.long)
-    out = tmp_path / "trials.csv"
-    options = ("--adaptation", adaptation, "--episodes", 3, "--goals", 2, "--out", out)
-    (data,) = run(monkeypatch, module, tmp_path, *options)
+    module, out = agent(), tmp_path / "trials.csv"
+    options = ("--adaptation", adaptation, "--episodes", 3, "--goals", 2, "--seed", 5, "--out", out)
+    seen = run(monkeypatch, module, tmp_path, *options).episodes
     printed = capsys.readouterr().out.splitlines()
     table = pd.read_csv(out).set_index(["split", "adaptation", "episode", "family"])
-    seen = data.episodes
     assert len(seen) == 15 * 2 * 4
     assert len({(e.family, e.goal) for e in seen}) == 15 * 2  # a goal a trial
-    for split, families in (("train", 10), ("test", 5)):
-        means = []
+
+    data = toy_data()
+    splits: tuple[Split, ...] = ("train", "test")
+    for split in splits:
+        envs = data.make_envs(data.backend, Goals(split, 5, None, 1001, 4), 2)
+        who: tuple[Any, ...] = (module.policy, Acting(), envs.families)
+        player = TrialAgent(*who)
+        if adaptation == "beliefs":
+            player = SearchingTrialAgent(*who, module.average_beliefs.mean, 3)
+        with seeded(5, 1001, int(split == "test")):
+            success, total = trials.play(player, envs, 3)
+        family = np.array(envs.families)
+        shown = next(line for line in printed if line.startswith(split)).split()[1:]
         for number in range(4):
-            own = [e for e in seen if (e.split, e.number) == (split, number)]
-            assert len(own) == families * 2
-            by_family = {e.family: [x for x in own if x.family == e.family] for e in own}
-            for family, episodes in by_family.items():
-                row = table.loc[(split, adaptation, number + 1, family)]
-                assert row["success"] == np.mean([any(e.successes) for e in episodes])
-                assert row["return"] == pytest.approx(np.mean([sum(e.rewards) for e in episodes]), abs=1e-4)
-            means.append(
-                np.mean([table.loc[(split, adaptation, number + 1, f), "success"] for f in by_family])
-            )
-            found = table.loc[(split, adaptation, number + 1, "mean"), "success"]
-            assert found == pytest.approx(means[-1], abs=1e-4)
-        shown = next(line for line in printed if line.startswith(split))
-        assert [float(x) for x in shown.split()[1:]] == pytest.approx(means, abs=1e-3)
+            found = means(seen, split, number)
+            assert found == means(data.episodes, split, number)
+            for name, (solved, earned) in found.items():
+                row = table.loc[(split, adaptation, number + 1, name)]
+                assert row["success"] == solved == success[number, family == name].mean()
+                assert row["return"] == pytest.approx(earned, abs=1e-4)
+                assert row["return"] == pytest.approx(total[number, family == name].mean(), abs=1e-4)
+            of_all = np.mean([solved for solved, _ in found.values()])
+            mean = table.loc[(split, adaptation, number + 1, "mean"), "success"]
+            assert mean == pytest.approx(of_all, abs=1e-4)
+            assert float(shown[number]) == pytest.approx(of_all, abs=1e-3)
 
 
-def test_an_agent_that_cannot_search_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = tiny_module(toy_data(), task_encoder=None)
-    with pytest.raises(SystemExit, match=r"trials: .*adaptation is beliefs, but this agent has none"):
-        run(monkeypatch, module, tmp_path, "--adaptation", "beliefs")
+def test_beliefs_are_another_way_to_adapt_than_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = agent()
+    memory, beliefs = (
+        run(monkeypatch, module, tmp_path, "--adaptation", name, "--episodes", 3, "--goals", 1).episodes
+        for name in ("memory", "beliefs")
+    )
+    for number in range(4):
+        left, right = (means(seen, "train", number) for seen in (memory, beliefs))
+        assert (left == right) == (number == 0)
+
+
+@pytest.mark.parametrize(
+    ("networks", "arguments", "said"),
+    [
+        (
+            {"task_encoder": None},
+            ("--adaptation", "beliefs"),
+            "adaptation is beliefs, but this agent has none",
+        ),
+        ({}, ("--adaptation", "beliefs"), "the checkpoint holds no average beliefs"),
+        ({}, ("--episodes", 0), "--episodes is 0: use 1 or more"),
+        ({}, ("--goals", 0), "--goals is 0: use 1 or more"),
+        ({}, ("--seed", -1), "--seed is -1: use 0 or more"),
+        ({}, ("--out", "."), "--out is ., which is a folder: name a file"),
+    ],
+)
+def test_what_cannot_be_played_is_refused(
+    networks: dict[str, Any],
+    arguments: tuple[object, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = tiny_module(toy_data(), **networks)
+    with pytest.raises(SystemExit, match=f"trials: .*{re.escape(said)}"):
+        run(monkeypatch, module, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    "world",
+    [{"goals_shown": True}, {"benchmark": "GridWorld", "backend": "gridworld"}],
+    ids=["goals", "grid"],
+)
+def test_worlds_that_meta_worlds_protocol_refuses_are_refused(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "MetaWorldDataModule", lambda **hparams: toy_data(**hparams | world))
+    content = {"state_dict": {}, "hyper_parameters": dict(agent().hparams), "format": 2}
+    content["datamodule_hyper_parameters"] = dict(toy_data().hparams)
+    torch.save(content, tmp_path / "agent.ckpt")
+    monkeypatch.setattr("sys.argv", ["trials", str(tmp_path / "agent.ckpt")])
+    with pytest.raises(SystemExit, match=r"trials: data\."):
+        trials.main()
