@@ -53,9 +53,8 @@ def test_rollouts_are_whole_episodes(streamed: tuple[Run, list[str], str]) -> No
         assert rollout.env_steps == 20 * HORIZON
         assert [rollout.families[i] for i in rollout.family] == [e.family for e in episodes]
         assert all(len(e.rewards) == HORIZON for e in episodes)
-        torch.testing.assert_close(
-            rollout.episode_return, torch.tensor([sum(e.rewards) for e in episodes]), rtol=1e-5, atol=1e-5
-        )
+        earned = torch.tensor([sum(e.rewards) for e in episodes], dtype=torch.float64)
+        torch.testing.assert_close(rollout.episode_return, earned, rtol=1e-5, atol=1e-5)
         assert rollout.ever_success.tolist() == [any(e.successes) for e in episodes]
         assert rollout.final_success.tolist() == [e.successes[-1] for e in episodes]
 
