@@ -153,6 +153,15 @@ def toy_data(cls: type[MetaWorldDataModule] = ToyDataModule, **changes: Any) -> 
     return cls(**(options | changes))
 
 
+def checkpoint_of(module: HierarchicalMetaRL, data: MetaWorldDataModule) -> dict[str, Any]:
+    """What every checkpoint says of an agent and its world."""
+    return {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": dict(module.hparams),
+        "datamodule_hyper_parameters": dict(data.hparams),
+    }
+
+
 STEPS = 20 * HORIZON  # environment steps of an iteration of `toy_data()`
 
 

@@ -11,18 +11,13 @@ import torch
 import average_beliefs
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.training import checkpoint
-from support.toy import tiny_module, toy_data
+from support.toy import checkpoint_of, tiny_module, toy_data
 
 
 def written(path: Path, **networks: Any) -> dict[str, Any]:
     data = toy_data()
     module = tiny_module(data, **networks)
-    content = {
-        "state_dict": module.state_dict(),
-        "hyper_parameters": dict(module.hparams),
-        "datamodule_hyper_parameters": dict(data.hparams),
-        "git": {"revision": "abc", "modified": False},
-    }
+    content = checkpoint_of(module, data) | {"git": {"revision": "abc", "modified": False}}
     torch.save(content, path)
     return content
 

@@ -18,7 +18,7 @@ from hmrl.rollouts.collect import seeded
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, EnvStep, Split
 from support.toy import HORIZON as TOY_HORIZON
-from support.toy import Episode, ToyDataModule, tiny_module, toy_data
+from support.toy import Episode, ToyDataModule, checkpoint_of, tiny_module, toy_data
 
 B, HORIZON, EPISODES = 3, 5, 2
 
@@ -93,14 +93,8 @@ def run(monkeypatch: pytest.MonkeyPatch, module: Any, tmp_path: Path, *arguments
         return made[-1]
 
     monkeypatch.setattr(trials, "MetaWorldDataModule", make)
-    content = {
-        "state_dict": module.state_dict(),
-        "hyper_parameters": dict(module.hparams),
-        "datamodule_hyper_parameters": dict(toy_data().hparams),
-        "average_beliefs": module.average_beliefs.state_dict(),
-        "format": 2,
-    }
-    torch.save(content, tmp_path / "agent.ckpt")
+    content = checkpoint_of(module, toy_data()) | {"average_beliefs": module.average_beliefs.state_dict()}
+    torch.save(content | {"format": 2}, tmp_path / "agent.ckpt")
     monkeypatch.setattr("sys.argv", ["trials", *map(str, (tmp_path / "agent.ckpt", *arguments))])
     trials.main()
     return made[-1]
@@ -216,9 +210,7 @@ def test_worlds_that_meta_worlds_protocol_refuses_are_refused(
     world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trials, "MetaWorldDataModule", lambda **hparams: toy_data(**hparams | world))
-    content = {"state_dict": {}, "hyper_parameters": dict(agent().hparams), "format": 2}
-    content["datamodule_hyper_parameters"] = dict(toy_data().hparams)
-    torch.save(content, tmp_path / "agent.ckpt")
+    torch.save(checkpoint_of(agent(), toy_data()) | {"format": 2}, tmp_path / "agent.ckpt")
     monkeypatch.setattr("sys.argv", ["trials", str(tmp_path / "agent.ckpt")])
     with pytest.raises(SystemExit, match=r"trials: data\."):
         trials.main()
