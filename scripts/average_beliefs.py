@@ -21,8 +21,8 @@ from hmrl.himeta.average_beliefs import AverageBeliefs
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.system.errors import UserError
 from hmrl.training import checkpoint
-from hmrl.training.compatibility import check_settings
 from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.loading import agent_of, data_of
 from hmrl.training.module import HierarchicalMetaRL
 
 _STREAM = 1000  # of goals and of acting: none of training's, nor of evaluation's
@@ -33,7 +33,8 @@ def average_beliefs(agent: HierarchicalMetaRL, data: MetaWorldDataModule, rollou
     found = AverageBeliefs(len(data.families))
     stream = _STREAM if data.goals_per_family is None else 0  # fixed goals are those of training
     goals = Goals("train", data.seed, data.goals_per_family, stream, data.episodes_per_trial)
-    envs = data.seen_envs(data.backend, goals, data.envs_per_family, data.perturbation, _STREAM)
+    seen, age = (data.backend, goals, data.envs_per_family, data.perturbation, _STREAM), data.age(agent)
+    envs = data.seen_envs(*seen, age=age)
     try:
         for number in range(rollouts):
             with seeded(data.seed, _STREAM, number):
@@ -70,14 +71,9 @@ def main() -> None:
         if out.exists():
             raise UserError(f"{out} is there already: choose another --out")
         saved: dict[str, Any] = checkpoint.load(path)
-        check_settings(saved["hyper_parameters"])
         if saved["hyper_parameters"]["task_encoder"] is None:
             raise UserError(f"{path} is of an agent without a task encoder, which has no beliefs")
-        if "datamodule_hyper_parameters" not in saved:
-            raise UserError(f"{path} does not say in which world it was trained: its rollouts cannot be made")
-        agent = HierarchicalMetaRL(**saved["hyper_parameters"])
-        agent.load_state_dict(saved["state_dict"])
-        data = MetaWorldDataModule(**saved["datamodule_hyper_parameters"])
+        agent, data = agent_of(saved), data_of(saved)
         averages = average_beliefs(agent, data, options.rollouts)
     except UserError as mistake:
         sys.exit(f"average_beliefs: {mistake}")

@@ -27,6 +27,7 @@ from hmrl.rollouts.collect import collect, seeded
 from hmrl.system.errors import UserError
 from hmrl.training import checkpoint
 from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.loading import agent_of, data_of
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout
 
@@ -34,12 +35,12 @@ _SEEN = ("goals_shown", "horizon", "perturbation")  # settings of what the agent
 
 
 def episodes(
-    agent: HierarchicalMetaRL, trained: dict[str, Any], families: list[str], each: int, seed: int
+    agent: HierarchicalMetaRL, trained: MetaWorldDataModule, families: list[str], each: int, seed: int
 ) -> Rollout:
     """``each`` episodes of each family as in training, on goals of their own.
 
     Args:
-        trained: settings of the data module that the agent was trained with.
+        trained: the data module that the agent was trained with.
     """
     data = MetaWorldDataModule(
         benchmark="custom",
@@ -47,7 +48,7 @@ def episodes(
         test_families=[next(f for f in benchmark("ML10").test if f not in families)],  # never played
         envs_per_family=each,
         seed=seed,
-        **{name: value for name, value in trained.items() if name in _SEEN},
+        **{name: getattr(trained, name) for name in _SEEN},
     )
     if data.observation_dim != agent.policy.observation_dim:
         raise UserError(
@@ -55,7 +56,7 @@ def episodes(
             "Meta-World shows: it cannot be played here"
         )
     goals = Goals("train", seed, None, 0)
-    envs = data.seen_envs("envpool", goals, each, data.perturbation, 0)
+    envs = data.seen_envs("envpool", goals, each, data.perturbation, 0, age=trained.age(agent))
     with seeded(seed):
         rollout = collect(
             envs,
@@ -124,11 +125,9 @@ def main() -> None:
     options = parser.parse_args()
     try:
         saved = checkpoint.load(options.checkpoint)
-        agent = HierarchicalMetaRL(**saved["hyper_parameters"])
-        agent.load_state_dict(saved["state_dict"])
+        agent, trained = agent_of(saved), data_of(saved)
         if not agent.policy.categorical_entries:
             raise UserError(f"{options.checkpoint} is of an agent whose belief has no categories")
-        trained = saved["datamodule_hyper_parameters"]
         rollout = episodes(agent, trained, options.families, options.episodes, options.seed)
         decisions = [t for t in options.decisions if t < len(rollout.action)]
         found = findings(agent, rollout, decisions, options.dimension)

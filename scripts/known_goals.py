@@ -33,7 +33,7 @@ from hmrl.rollouts.collect import seeded
 from hmrl.system.errors import UserError
 from hmrl.system.rules import as_config
 from hmrl.training import checkpoint
-from hmrl.training.module import HierarchicalMetaRL
+from hmrl.training.loading import agent_of
 from hmrl.types import Acting, Trajectories
 from offline_beliefs import episodes_of, with_new_encoder
 
@@ -101,15 +101,13 @@ def unexplained(
     return torch.stack(left, dim=1)
 
 
-def agent_of(saved: dict[str, Any], context: str | None, learnt: Trajectories) -> HierarchicalPolicy:
+def policy_of(saved: dict[str, Any], context: str | None, learnt: Trajectories) -> HierarchicalPolicy:
     """The checkpoint's policy; with a ``context``, a new encoder and the moments of ``learnt``."""
     settings = saved["hyper_parameters"]
     if settings["task_encoder"] is None:
         raise UserError("the checkpoint is of an agent without a task encoder")
     if context is None:
-        agent = HierarchicalMetaRL(**settings)
-        agent.load_state_dict(saved["state_dict"])
-        return agent.policy
+        return agent_of(saved).policy
     config = as_config(TaskEncoderConfig, settings["task_encoder"])
     new = with_new_encoder(settings, replace(config, context_reward=context, goal_coef=0.0))  # type: ignore[arg-type]
     new.observe(learnt.observation, learnt.reward, learnt.hidden_goal[:, :0])  # its critic is told none
@@ -136,7 +134,7 @@ def main() -> None:
         with seeded(options.seed):
             parts = torch.randperm(len(episodes.family)).tensor_split([len(episodes.family) // 5])
             tested, learnt = (episodes.select(part) for part in parts)
-            policy = agent_of(saved, options.encoder, learnt)
+            policy = policy_of(saved, options.encoder, learnt)
             learns = options.encoder is not None
             left = unexplained(policy, learnt, tested, len(names), options.updates, encoder_learns=learns)
     except UserError as mistake:

@@ -26,8 +26,9 @@ from hmrl.evaluation.protocols import Adaptation, EvaluationConfig
 from hmrl.rollouts.collect import few_threads, seeded
 from hmrl.system.errors import UserError
 from hmrl.training import checkpoint
-from hmrl.training.compatibility import check_deviations, check_settings
+from hmrl.training.compatibility import check_deviations
 from hmrl.training.datamodule import MetaWorldDataModule
+from hmrl.training.loading import agent_of, data_of
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, FloatArray, Split, TaskEnvs
 
@@ -110,18 +111,10 @@ def main() -> None:
         if options.out and options.out.is_dir():
             raise UserError(f"--out is {options.out}, which is a folder: name a file")
         saved = checkpoint.load(options.checkpoint)
-        settings = saved["hyper_parameters"]
-        check_settings(settings)
+        agent = agent_of(saved)
         check_deviations(saved, [Acting()], training=False)
-        if "datamodule_hyper_parameters" not in saved:
-            raise UserError(f"{options.checkpoint} does not say in which world it was trained")
-        test = EvaluationConfig(backend="metaworld", protocol="meta_world")
-        data = MetaWorldDataModule(**saved["datamodule_hyper_parameters"] | {"test": test})
+        data = data_of(saved, test=EvaluationConfig(backend="metaworld", protocol="meta_world"))
         data.check("test", 1)
-        agent = HierarchicalMetaRL(**settings)
-        agent.load_state_dict(saved["state_dict"])
-        if "average_beliefs" in saved:
-            agent.average_beliefs.load_state_dict(saved["average_beliefs"])
         if options.adaptation == "beliefs":
             decisions = -(-data.horizon // agent.policy.decision_interval)
             check_beliefs(agent.policy, agent.average_beliefs.known(), decisions)

@@ -38,7 +38,13 @@ from hmrl.training.callbacks import (
     SuccessRate,
     Video,
 )
-from hmrl.training.compatibility import check_deviations, check_network, check_rollout, check_settings
+from hmrl.training.compatibility import (
+    check_deviations,
+    check_network,
+    check_rollout,
+    check_settings,
+    complete,
+)
 from hmrl.training.datamodule import OF_WORLD, MetaWorldDataModule
 from hmrl.training.lightning_private import launches
 from hmrl.training.loggers import WandbConfig, loggers
@@ -130,10 +136,9 @@ class HmrlCLI(LightningCLI):
         if command == "fit":
             config["init_from"] = self._origin(config["init_from"], run_dir)
         if self._saved and command != "fit":
-            hparams = self._saved["hyper_parameters"]
+            hparams = complete(self._saved["hyper_parameters"])
             check_settings(hparams)
             model = {k: v for k, v in hparams.items() if k not in (*OF_WORLD, "seed")}
-            model["close_up"] = bool(hparams.get("gaps"))  # older checkpoints say neither
             self.config = self.parser.parse_object({command: {"model": model}}, self.config)
 
     def _origin(self, given: str | None, run_dir: str) -> str | None:

@@ -27,7 +27,7 @@ _NETWORK: dict[str, tuple[str, ...]] = {
         *("actor_hidden", "critic_hidden", "critic_layer_norm", "critic_input", "state_dependent_std"),
     ),
 }
-_LATER: dict[str, Any] = {"gaps": []}  # what came later, and what networks without it have
+_LATER: dict[str, Any] = {"gaps": [], "close_up": False}  # what came later, and what networks without it have
 PARTS = ("task_encoder", "macro_vae", "actor", "critic")  # what has an optimizer of its own
 _LEVELS: dict[str, type[Any]] = {
     "task_encoder": TaskEncoderConfig,
@@ -205,10 +205,15 @@ def check_network(checkpoint: Mapping[str, Any], model: pl.LightningModule, *, t
         )
 
 
+def complete(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters of a checkpoint, with what came after the version that wrote it."""
+    return _LATER | dict(hparams)
+
+
 def check_settings(hparams: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose settings are not those of this version: its agent could be another one."""
     here = {*_NETWORK[""], "gradients", *_LEVELS}
-    there = here & (hparams.keys() | _LATER.keys())
+    there = here & complete(hparams).keys()
     for level, cls in _LEVELS.items():
         if saved := hparams.get(level):
             here |= {f"{level}.{field.name}" for field in fields(cls)}
@@ -254,7 +259,7 @@ def network_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) ->
     """Settings that make two networks different, by key, each in words; from the hyper-parameters of both."""
     found: dict[str, str] = {}
     for section, keys in _NETWORK.items():
-        there, here = (x[section] if section else _LATER | dict(x) for x in (saved, present))
+        there, here = (x[section] if section else complete(x) for x in (saved, present))
         if there is None or here is None:
             if there is not here:
                 where = "left out" if there is None else "present"

@@ -263,6 +263,10 @@ class MetaWorldDataModule(pl.LightningDataModule):
         envs = self.make_envs(backend, goals, envs_per_family, goal_visible=shown["goal_visible"])
         return self._as_seen(envs, goals.split, envs_per_family, perturbation, stream, agent, age)
 
+    def age(self, learner: Learner) -> int:
+        """Episodes of training that the world has gone through with ``learner``."""
+        return int(learner.iteration) * self.episodes_per_trial
+
     def _as_seen(
         self,
         envs: TaskEnvs,
@@ -340,9 +344,8 @@ class MetaWorldDataModule(pl.LightningDataModule):
         perturbation = config.perturbation_within(self.perturbation)
 
         def build(goals: Goals) -> TaskEnvs:
-            age = int(learner.iteration) * self.episodes_per_trial
             envs = backend, goals, config.envs_per_family
-            return self.seen_envs(*envs, perturbation, stream, agent=config.agent, age=age)
+            return self.seen_envs(*envs, perturbation, stream, agent=config.agent, age=self.age(learner))
 
         trained_on = self.seed, self.backend, self.goals_per_family
         splits: tuple[Split, Split] = ("train", "test")

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import average_beliefs
+from hmrl.envs.wrappers.perturb import Change, Perturbation
 from hmrl.rollouts.collect import collect, seeded
-from hmrl.training import checkpoint
-from support.toy import checkpoint_of, tiny_module, toy_data
+from hmrl.training import checkpoint, loading
+from support.toy import ToyDataModule, checkpoint_of, tiny_module, toy_data
 
 
 def written(path: Path, **networks: Any) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 def test_a_copy_holds_the_means_of_rollouts_in_the_world_of_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(average_beliefs, "MetaWorldDataModule", lambda **hparams: toy_data(**hparams))
+    monkeypatch.setattr(loading, "MetaWorldDataModule", lambda **hparams: toy_data(**hparams))
     path = tmp_path / "agent.weights.ckpt"
     content = written(path)
     before = path.read_bytes()
@@ -57,6 +58,30 @@ def test_a_copy_holds_the_means_of_rollouts_in_the_world_of_training(
     for i in range(len(data.families)):
         own = beliefs[:, rollout.family.repeat(2) == i]
         assert torch.allclose(module.average_beliefs.mean[i], own.mean(1), atol=1e-6)
+
+
+def test_a_world_that_changes_is_as_training_left_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards have lost 0.1 an iteration, four times: the toy world's own record says what they were."""
+    wear = Perturbation(reward_scale=Change("linear", -0.5, over_episodes=5))
+    made, rollouts = list[ToyDataModule](), list[Any]()
+
+    def make(**hparams: Any) -> ToyDataModule:
+        made.append(toy_data(**hparams))
+        return made[-1]
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        rollouts.append(collect(*arguments, **options))
+        return rollouts[-1]
+
+    monkeypatch.setattr(loading, "MetaWorldDataModule", make)
+    monkeypatch.setattr(average_beliefs, "collect", recorded)
+    data = toy_data(perturbation=wear)
+    module = tiny_module(data)
+    module.iteration += 4
+    torch.save(checkpoint_of(module, data), tmp_path / "agent.ckpt")
+    run(monkeypatch, tmp_path / "agent.ckpt", "--rollouts", 2)
+    earned = sum(sum(episode.rewards) for episode in made[-1].episodes)
+    assert sum(float(rollout.reward.sum()) for rollout in rollouts) == pytest.approx(0.6 * earned, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def left(*, seen: bool) -> float:
     parts = torch.arange(240).split(200)
     with seeded(0):
         learnt, tested = (episodes.select(part) for part in parts)
-        policy = known_goals.agent_of(checkpoint(), "change", learnt)
+        policy = known_goals.policy_of(checkpoint(), "change", learnt)
         found = known_goals.unexplained(policy, learnt, tested, 2, 300, encoder_learns=True)
     assert found.shape == (len(rollout.observation), 2)
     return float(found[-1].mean())
@@ -42,7 +42,7 @@ def test_a_probe_leaves_the_encoder_as_it_is_and_fixed_goals_have_no_share() -> 
     rollout = random_rollout(episodes=40)
     rollout.hidden_goal[rollout.family == 1] = 0.5
     episodes = trajectories(rollout)
-    policy = known_goals.agent_of(checkpoint(), None, episodes)
+    policy = known_goals.policy_of(checkpoint(), None, episodes)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     found = known_goals.unexplained(policy, episodes, episodes, 2, 3, encoder_learns=False)
     assert found[:, 0].isfinite().all()
@@ -54,4 +54,4 @@ def test_an_agent_without_memory_is_refused() -> None:
     saved = checkpoint()
     saved["hyper_parameters"]["task_encoder"] = None
     with pytest.raises(UserError, match="without a task encoder"):
-        known_goals.agent_of(saved, None, trajectories(random_rollout()))
+        known_goals.policy_of(saved, None, trajectories(random_rollout()))

@@ -15,6 +15,7 @@ import trials
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
 from hmrl.evaluation.metaworld_protocol import SearchingTrialAgent, TrialAgent
 from hmrl.rollouts.collect import seeded
+from hmrl.training import loading
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, EnvStep, Split
 from support.toy import HORIZON as TOY_HORIZON
@@ -92,7 +93,7 @@ def run(monkeypatch: pytest.MonkeyPatch, module: Any, tmp_path: Path, *arguments
         made.append(toy_data(**hparams))
         return made[-1]
 
-    monkeypatch.setattr(trials, "MetaWorldDataModule", make)
+    monkeypatch.setattr(loading, "MetaWorldDataModule", make)
     content = checkpoint_of(module, toy_data()) | {"average_beliefs": module.average_beliefs.state_dict()}
     torch.save(content | {"format": 2}, tmp_path / "agent.ckpt")
     monkeypatch.setattr("sys.argv", ["trials", *map(str, (tmp_path / "agent.ckpt", *arguments))])
@@ -209,7 +210,7 @@ def test_what_cannot_be_played_is_refused(
 def test_worlds_that_meta_worlds_protocol_refuses_are_refused(
     world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "MetaWorldDataModule", lambda **hparams: toy_data(**hparams | world))
+    monkeypatch.setattr(loading, "MetaWorldDataModule", lambda **hparams: toy_data(**hparams | world))
     torch.save(checkpoint_of(agent(), toy_data()) | {"format": 2}, tmp_path / "agent.ckpt")
     monkeypatch.setattr("sys.argv", ["trials", str(tmp_path / "agent.ckpt")])
     with pytest.raises(SystemExit, match=r"trials: data\."):
