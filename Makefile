@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 RUN_DIR ?= runs/ml10
 # A file stays with one worker, so that its fixtures are made once; the longest files are begun first.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 15
 
 .PHONY: setup train test test-slow test-all evaluate check smoke soak bench docs lowest clean
 
