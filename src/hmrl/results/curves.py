@@ -20,6 +20,7 @@ _RELATIVE = "relative to predicting no motion"
 _MANY = 4  # bars side by side
 _SPARSE = 30  # so few points are marked
 _FAMILIES = {"train": "training families", "test": "held-out families"}
+_STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 _MARKS: dict[str, Literal["--", ":"]] = {"ceiling": "--", "floor": ":"}
 
 
@@ -152,6 +153,32 @@ def _draw(axis: Axes, panel: Panel, runs: Runs, method: str, colour: Any) -> Non
             axis.fill_between(grid / 1e6, *ends, color=colour, alpha=0.2, linewidth=0)
 
 
+def trials(runs: Runs, mode: str) -> Figure | None:
+    """Success by episode of a trial, each split apart: a colour a method, a style of line a protocol."""
+    if not (found := runs.trials(mode)):
+        return None
+    colour, methods = colours(runs), [m for m in runs.proper if any(m == method for method, _, _ in found)]
+    styles = dict(zip(dict.fromkeys(protocol for _, protocol, _ in found), _STYLES, strict=False))
+    splits = [split for split in SPLITS if any(split == of for _, _, of in found)]
+    figure = Figure(figsize=(3.6 * len(splits) + 0.4, 3.4), layout="constrained")
+    axes = dict(zip(splits, figure.subplots(1, len(splits), sharey=True, squeeze=False).flat, strict=True))
+    for (method, protocol, split), table in found.items():
+        axis, values = axes[split], table.to_numpy()
+        own = colour.get(method, "black")
+        axis.plot(table.columns, values.mean(0), styles[protocol], color=own, linewidth=1.5)
+        if ends := interval(values):
+            axis.fill_between(table.columns, *ends, color=own, alpha=0.15, linewidth=0)
+    for split, axis in axes.items():
+        axis.set_xlabel("adaptation episode", fontsize=8)
+        axis.set(ylim=(-0.03, 1.03))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        _plain(axis, _FAMILIES[split])
+    axes[splits[0]].set_ylabel("success rate", fontsize=8)
+    handles = [Line2D([], [], color="black", linestyle=style, label=name) for name, style in styles.items()]
+    _legend(figure, runs, methods, handles)
+    return figure
+
+
 def success_bars(runs: Runs, protocol: str) -> Figure:
     """Success per family and mean, training and held-out families apart; ceiling and floor as thin marks."""
     methods = runs.tested(protocol)
@@ -225,15 +252,15 @@ def _plain(axis: Axes, title: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: Figure, runs: Runs, methods: Sequence[str]) -> None:
-    """Above the axes: a colour a method, a thin black line a ceiling or floor."""
+def _legend(figure: Figure, runs: Runs, methods: Sequence[str], more: Sequence[Line2D] = ()) -> None:
+    """Above the axes: a colour a method, a thin black line a ceiling or floor, and ``more``."""
     colour = colours(runs)
     handles = [
         Line2D([], [], color="black", linewidth=1, linestyle=_MARKS[role], label=runs.titles[method])
         if (role := runs.roles[method])
         else Line2D([], [], color=colour[method], linewidth=4, label=runs.titles[method])
         for method in methods
-    ]
+    ] + list(more)
     if handles:
         widest = 0.75 + 0.075 * max(len(str(handle.get_label())) for handle in handles)  # inches
         columns = max(1, min(5, len(handles), int(figure.get_figwidth() / widest)))

@@ -41,6 +41,7 @@ class Document:
             f"Way of acting: {self.mode}.\n",
             _section("## Warnings", "".join(f"- {warning}\n" for warning in warnings)),
             *(self.success(protocol) for protocol in self.runs.results["protocol"].unique()),
+            self.trials(),
             self.fine_tuning(),
             self.steps(evaluation),
             self.curves(evaluation),
@@ -73,6 +74,16 @@ class Document:
             _section(
                 f"### Probability of improvement, {protocol}", improvement, after=f"{tables.IMPROVEMENT}\n"
             ),
+        )
+
+    def trials(self) -> str:
+        """Success by episode of a trial; empty if no results are of trials."""
+        note = "Lines: means over seeds; bands as in the table's brackets, but for one seed none."
+        return _section(
+            "## Adaptation within a trial",
+            tables.trials_table(self.runs, self.mode),
+            self.figure(curves.trials(self.runs, self.mode), "trials", note),
+            after=f"{tables.TRIALS} {tables.OVER_SEEDS}\n",
         )
 
     def fine_tuning(self) -> str:

@@ -7,8 +7,8 @@
   ``after fine-tuning``, so that its numbers are in no column with those of other agents.
 - ``curves.csv``: a row a run and interval of environment steps: means of what was logged in it, and as
   ``steps`` the last that anything was logged at.
-- ``diagnostics.csv``: of each run what ``latents.json`` and ``forgetting.json`` say, a number a row; and
-  ``fine_tuned`` 1, if the run is.
+- ``diagnostics.csv``: of each run what ``latents.json`` and ``forgetting.json`` say, a number a row;
+  ``fine_tuned`` 1, if the run is; and success by episode of a trial (:func:`hmrl.results.runs.trial_name`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from hmrl.results.runs import (
     SPLITS,
     Families,
     Runs,
+    trial_name,
+    trial_of,
 )
 from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
@@ -94,6 +96,8 @@ def read(arguments: Sequence[str], mode: str, protocol: str | None = None) -> Ru
         scores = scores[scores["protocol"] == protocol]
         if scores.empty:
             raise UserError(f"no run has results of protocol {protocol}: there are {there}")
+        trials = numbers["name"].map(trial_of)
+        numbers = numbers[trials.isna() | trials.str[0].eq(protocol)]
     runs = runs.merge(pd.concat([scores[KEYS], metrics[KEYS]]).drop_duplicates(), on=KEYS)
     for (method, seed), paths in runs.groupby(KEYS, sort=False)["path"]:
         if len(paths) > 1:
@@ -177,6 +181,7 @@ def _read_run(argument: str, mode: str) -> _Tables:
         raise UserError(f"there is no run directory {path}: give [LABEL=]RUN_DIR")
     metrics = read_metrics(path / "metrics.csv")
     scores: list[dict[str, Any]] = []
+    found = _numbers(path)
     for file in sorted(path.glob("test-*.json")):
         rows = read_result(file, mode)
         for other in scores:
@@ -186,6 +191,7 @@ def _read_run(argument: str, mode: str) -> _Tables:
                     "keep one, or move the other to a directory of its own"
                 )
         scores += rows
+        found |= _trials(file, rows[0]["protocol"])
     if metrics.empty and not scores:
         raise UserError(f"nothing to report in {path}: it has neither rows in metrics.csv nor test-*.json")
     name = path.resolve().name
@@ -198,7 +204,6 @@ def _read_run(argument: str, mode: str) -> _Tables:
         raise UserError(f"cannot tell the seed of {path}: name the directory ...-seed<N>")
     run = {"method": label or _SEED.sub("", name) or path.resolve().parent.name, "seed": seed}
     pictures = tuple(sorted((path / "latents").glob("*.png")))
-    found = _numbers(path)
     if _CONFIGURED_ORIGIN.search(config) or any(of["protocol"].endswith(AFTER_FINE_TUNING) for of in scores):
         found["train", FINE_TUNED] = 1.0
     numbers = [
@@ -333,6 +338,22 @@ def _numbers(folder: Path) -> dict[tuple[str, str], float]:
         for name in ("success", "forgetting", "backward_transfer"):
             if last[name]:
                 found["train", f"forgetting/{name}"] = fmean(last[name].values())
+    return found
+
+
+def _trials(path: Path, protocol: str) -> dict[tuple[str, str], float]:
+    """Split and name -> success in each adaptation episode of a results file, mean over families."""
+    found: dict[tuple[str, str], float] = {}
+    for split, modes in _read_json(path)["episodes"].items():
+        for mode, families in modes.items():
+            parts = []
+            for columns in families.values():
+                of = pd.DataFrame(columns)
+                if "phase" in of:
+                    parts.append(of[of["phase"] == "adaptation"].groupby("number")["success"].mean())
+            if parts:
+                means = pd.concat(parts, axis=1).mean(axis=1)
+                found |= {(split, trial_name(protocol, mode, n)): value for n, value in means.items()}
     return found
 
 

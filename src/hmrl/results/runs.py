@@ -21,8 +21,20 @@ ROLES = {"expert": "ceiling", "random": "floor"}  # agents that are no method; a
 OFFICIAL = "official"
 FINE_TUNED = "fine_tuned"  # in ``numbers``: 1 for a run that began from another run's weights
 AFTER_FINE_TUNING = " after fine-tuning"  # what the protocol of such a run's results ends with
+_TRIAL = re.compile(r"trial/(.+)/(.+)/(\d+)")
 KEYS = ["method", "seed"]  # of a run
 RESULT = [*KEYS, "protocol"]  # of a results file
+
+
+def trial_name(protocol: str, mode: str, episode: int) -> str:
+    """Name of the success in adaptation episode ``episode``, which counts from 0, among ``numbers``."""
+    return f"trial/{protocol}/{mode}/{episode + 1}"
+
+
+def trial_of(name: str) -> tuple[str, str, int] | None:
+    """Protocol, mode and episode, from 1 on, of a name; None of another one."""
+    match = _TRIAL.fullmatch(name)
+    return (match[1], match[2], int(match[3])) if match else None
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,8 @@ class Runs:
             and mode, with its success and what is known of its results file; ``reported`` marks the mode to
             report. See :func:`hmrl.results.reading.read_result`.
         metrics: a row a run and logged ``step``, with the columns of ``metrics.csv``.
-        numbers: a row a run, ``split`` and ``name``: what ``latents.json`` and ``forgetting.json`` say, and
-            which runs are fine-tuned.
+        numbers: a row a run, ``split`` and ``name``: what ``latents.json`` and ``forgetting.json`` say,
+            which runs are fine-tuned, and success by episode of a trial (:func:`trial_name`).
         families: the same for all runs that know the split.
     """
 
@@ -91,6 +103,18 @@ class Runs:
             return []
         found = self.metrics[self.metrics["method"] == method].dropna(subset=[metric])
         return [(rows["step"].to_numpy(), rows[metric].to_numpy()) for _, rows in found.groupby("seed")]
+
+    def trials(self, mode: str) -> dict[tuple[str, str, str], pd.DataFrame]:
+        """Method, protocol and split -> success, a row a seed, a column an adaptation episode, from 1 on."""
+        own = self.numbers[self.numbers["name"].map(trial_of).notna()]
+        parts = pd.DataFrame([*own["name"].map(trial_of)], own.index, ["protocol", "mode", "episode"])
+        own = own.join(parts[parts["mode"] == mode], how="inner")
+        tables = {
+            key: rows.pivot(index="seed", columns="episode", values="value")
+            for key, rows in own.groupby(["method", "protocol", "split"])
+        }
+        order = [*self.roles]
+        return dict(sorted(tables.items(), key=lambda x: (order.index(x[0][0]), x[0][1], x[0][2] == "test")))
 
     @cached_property
     def _tables(self) -> dict[tuple[str, str, str], pd.DataFrame]:

@@ -66,6 +66,10 @@ FINE_TUNING = (
     "way. P(X > Y): how likely a run of X has a larger area than a run of Y on the same family. Its "
     f"interval: {_BOOTSTRAP} of either method."
 )
+TRIALS = (
+    "Success in each adaptation episode of a trial, mean over families. Nothing has been adapted to in the "
+    "first one. A protocol with beliefs searches for the belief to act on: it tries others before it settles."
+)
 LATENTS = (
     "Of the agents that were tested, ten episodes a family, sampled actions; means over families. Decoder "
     "error: relative to predicting no motion, with z and with its average instead; the nearer the two, the "
@@ -273,6 +277,18 @@ def latents_table(runs: Runs) -> str:
     titles = ", ".join(runs.titles[method] for method in pooled)
     said = f"\nCorrelation and agreements are pooled over families, not means: {titles}.\n" if titles else ""
     return markdown(list(table), table.to_numpy()) + said
+
+
+def trials_table(runs: Runs, mode: str) -> str:
+    """Success by episode of a trial, a row an episode; empty if no results are of trials."""
+    found = runs.trials(mode)
+    episodes = sorted({episode for table in found.values() for episode in table})
+    rows = [
+        [str(n), *(cell(estimate(table[n].to_numpy()) if n in table else None) for table in found.values())]
+        for n in episodes
+    ]
+    columns = [f"{split}: {runs.titles[method]}, {protocol}" for method, protocol, split in found]
+    return markdown(["episode", *columns], rows)
 
 
 def forgetting_table(runs: Runs) -> str:

@@ -1,0 +1,102 @@
+"""Success by episode of a trial: from results files by the protocol meta_world to the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hmrl.cli.report import main
+from hmrl.results import curves, tables
+from hmrl.results.reading import read
+from hmrl.results.runs import trial_name, trial_of
+from support.reported import FAMILIES, result, write_result
+
+EPISODES = 3  # of adaptation; each family has two goals
+
+
+def write_trials(
+    run: Path, success: dict[str, list[list[int]]], seed: int, *, mode: str = "sampled", **protocol: Any
+) -> None:
+    """Adaptation episodes ``success`` by split, of each goal of the first family; others never succeed."""
+    episodes: dict[str, Any] = {}
+    for split, names in FAMILIES.items():
+        columns = {}
+        for k, family in enumerate(names):
+            goals = success[split] if k == 0 else np.zeros((2, EPISODES), int).tolist()
+            rows = [("adaptation", g, n, goals[g][n]) for g in range(2) for n in range(EPISODES)]
+            rows += [("evaluation", g, 0, 1) for g in range(2)]  # which are not of adaptation
+            columns[family] = pd.DataFrame(rows, columns=["phase", "goal", "number", "success"]).to_dict(
+                "list"
+            )
+        episodes[split] = {mode: columns}
+    rates = {split: [0.1] * len(names) for split, names in FAMILIES.items()}
+    content = result(rates, mode=mode, protocol="meta_world", episodes=episodes, seed=seed)
+    content["protocol"] |= protocol
+    name = "-".join(["meta_world", *protocol.values()])
+    write_result(run, content, name)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    """Two seeds by memory, of which one also by beliefs, and a run without trials."""
+    first = {"train": [[0, 1, 1], [0, 0, 1]], "test": [[0, 0, 0], [0, 1, 1]]}
+    second = {"train": [[1, 1, 1], [0, 1, 1]], "test": [[0, 0, 1], [0, 1, 1]]}
+    write_trials(tmp_path / "ours-seed1", first, 1)
+    write_trials(tmp_path / "ours-seed2", second, 2)
+    write_trials(tmp_path / "ours-seed1", second, 1, adaptation="beliefs")
+    write_result(tmp_path / "other-seed1", result({split: [0.2] * len(f) for split, f in FAMILIES.items()}))
+    return [str(tmp_path / name) for name in ("ours-seed1", "ours-seed2", "other-seed1")]
+
+
+def test_success_is_the_mean_over_families_in_each_adaptation_episode(runs: list[str]) -> None:
+    found = read(runs, "sampled").trials("sampled")
+    assert {key: table.to_numpy().tolist() for key, table in found.items()} == {
+        ("ours", "meta_world", "train"): [[0, 0.25, 0.5], [0.25, 0.5, 0.5]],  # of two families
+        ("ours", "meta_world", "test"): [[0, 0.5, 0.5], [0, 0.5, 1]],  # of one
+        ("ours", "meta_world-beliefs", "train"): [[0.25, 0.5, 0.5]],
+        ("ours", "meta_world-beliefs", "test"): [[0, 0.5, 1]],
+    }
+    assert all(list(table) == [1, 2, 3] for table in found.values())
+
+
+def test_the_report_shows_them_and_a_study_keeps_them(runs: list[str], tmp_path: Path) -> None:
+    main([*runs, "--out", str(tmp_path / "study"), "--formats", "png"])
+    shown = (tmp_path / "study/report.md").read_text()
+    section = shown[shown.index("## Adaptation within a trial") : shown.index("## Runs")]
+    header, _, first, second, third = (line for line in section.splitlines() if line.startswith("| "))
+    assert "train: ours, meta_world | " in header
+    assert "test: ours, meta_world-beliefs" in header
+    assert first.startswith("| 1 | 0.12 [0.00, 0.25] ‡ |")
+    assert second.startswith("| 2 | 0.38 [0.25, 0.50] ‡ |")
+    assert third.startswith("| 3 | 0.50 [0.50, 0.50] ‡ |")
+    assert "figures/trials.png" in section
+    assert (tmp_path / "study/figures/trials.png").is_file()
+    again = read([str(tmp_path / "study")], "sampled")
+    assert tables.trials_table(again, "sampled") == tables.trials_table(read(runs, "sampled"), "sampled")
+
+
+def test_another_protocol_or_way_of_acting_is_not_shown(runs: list[str]) -> None:
+    found = read(runs, "sampled", "meta_world-beliefs").trials("sampled")
+    assert {protocol for _, protocol, _ in found} == {"meta_world-beliefs"}
+    both = read(runs, "sampled")
+    assert tables.trials_table(both, "mean_action") == ""
+    assert curves.trials(both, "mean_action") is None
+
+
+def test_results_of_single_episodes_have_no_section(runs: list[str], tmp_path: Path) -> None:
+    main([runs[-1], "--out", str(tmp_path / "report"), "--formats", "png"])
+    assert "within a trial" not in (tmp_path / "report/report.md").read_text()
+    assert not (tmp_path / "report/figures/trials.png").exists()
+
+
+def test_names_are_read_as_they_are_written() -> None:
+    assert trial_of(trial_name("meta_world-beliefs after fine-tuning", "sampled", 0)) == (
+        "meta_world-beliefs after fine-tuning",
+        "sampled",
+        1,
+    )
+    assert trial_of("forgetting/success") is None
