@@ -31,6 +31,7 @@ from hmrl.training.loading import agent_of, data_of
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout
 
+_STREAM = 1000  # of what is perturbed: not training's
 _SEEN = ("goals_shown", "horizon", "perturbation")  # settings of what the agent sees
 
 
@@ -47,7 +48,7 @@ def episodes(
         train_families=families,
         test_families=[next(f for f in benchmark("ML10").test if f not in families)],  # never played
         envs_per_family=each,
-        seed=seed,
+        seed=trained.seed,  # what a world that changes has come to is a function of it
         **{name: getattr(trained, name) for name in _SEEN},
     )
     if data.observation_dim != agent.policy.observation_dim:
@@ -56,7 +57,7 @@ def episodes(
             "Meta-World shows: it cannot be played here"
         )
     goals = Goals("train", seed, None, 0)
-    envs = data.seen_envs("envpool", goals, each, data.perturbation, 0, age=trained.age(agent))
+    envs = data.seen_envs("envpool", goals, each, data.perturbation, _STREAM, age=trained.age(agent))
     with seeded(seed):
         rollout = collect(
             envs,

@@ -216,6 +216,26 @@ def test_a_failure_does_not_stop_the_others(sweep_file: Path, commands: Commands
     assert commands.names() == ["fit full-seed1", *(f"{w} {n}" for n in ALL[1:] for w in ("fit", "test"))]
 
 
+def test_a_report_that_is_refused_does_not_hide_a_failure(
+    sweep_file: Path,
+    commands: Commands,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(_: Any) -> None:
+        raise UserError("families differ")
+
+    monkeypatch.setattr(hmrl.cli.sweep, "report", refuse)
+    commands.fails.add("full-seed1")
+    with pytest.raises(UserError, match="failed: full-seed1"):
+        main([str(sweep_file), "--out", str(tmp_path / "out")])
+    assert "no report: families differ" in capsys.readouterr().err
+    commands.fails.clear()
+    with pytest.raises(UserError, match="families differ"):
+        main([str(sweep_file), "--out", str(tmp_path / "out")])
+
+
 def test_a_dry_run_runs_nothing(
     sweep_file: Path, commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

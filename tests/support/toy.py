@@ -13,6 +13,7 @@ from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, EnvBatch, Goals
 from hmrl.evaluation.protocols import EvaluationConfig
 from hmrl.himeta.config import ActorCriticConfig, MacroVAEConfig, PPOConfig, TaskEncoderConfig
 from hmrl.system.distributed import rank_and_world_size
+from hmrl.training.checkpoint import FORMAT
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import EnvStep, FloatArray, TaskEnvs
@@ -159,6 +160,7 @@ def checkpoint_of(module: HierarchicalMetaRL, data: MetaWorldDataModule) -> dict
         "state_dict": module.state_dict(),
         "hyper_parameters": dict(module.hparams),
         "datamodule_hyper_parameters": dict(data.hparams),
+        "format": FORMAT,
     }
 
 

@@ -230,7 +230,12 @@ def main(args: Sequence[str]) -> None:
     runner = Runner(runs, options.jobs, options.keep_checkpoints)
     runner()
     if finished := [str(run.folder) for run in runs if run.finished()]:
-        report([*finished, "--out", str(options.out / "report")])
+        try:
+            report([*finished, "--out", str(options.out / "report")])
+        except UserError as refusal:
+            if not runner.failed:
+                raise
+            print(f"no report: {refusal}", file=sys.stderr)
     if runner.failed:
         raise UserError(
             f"{len(runner.failed)} run(s) failed: {', '.join(runner.failed)}; their log.txt says why, and "

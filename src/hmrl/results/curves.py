@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from hmrl.results.runs import SPLITS, Runs
 from hmrl.results.statistics import align, interval, trailing_mean
@@ -154,27 +156,33 @@ def _draw(axis: Axes, panel: Panel, runs: Runs, method: str, colour: Any) -> Non
 
 
 def trials(runs: Runs, mode: str) -> Figure | None:
-    """Success by episode of a trial, each split apart: a colour a method, a style of line a protocol."""
+    """Success by episode of a trial, each split apart: a colour a method, a style of line a protocol.
+
+    Ceilings and floors are thin black lines.
+    """
     if not (found := runs.trials(mode)):
         return None
-    colour, methods = colours(runs), [m for m in runs.proper if any(m == method for method, _, _ in found)]
-    styles = dict(zip(dict.fromkeys(protocol for _, protocol, _ in found), _STYLES, strict=False))
+    colour, methods = colours(runs), list(dict.fromkeys(method for method, _, _ in found))
+    styles = dict(zip(dict.fromkeys(protocol for _, protocol, _ in found), cycle(_STYLES), strict=False))
     splits = [split for split in SPLITS if any(split == of for _, _, of in found)]
     figure = Figure(figsize=(3.6 * len(splits) + 0.4, 3.4), layout="constrained")
     axes = dict(zip(splits, figure.subplots(1, len(splits), sharey=True, squeeze=False).flat, strict=True))
     for (method, protocol, split), table in found.items():
         axis, values = axes[split], table.to_numpy()
-        own = colour.get(method, "black")
-        axis.plot(table.columns, values.mean(0), styles[protocol], color=own, linewidth=1.5)
+        if role := runs.roles[method]:
+            axis.plot(table.columns, values.mean(0), _MARKS[role], color="black", linewidth=1)
+            continue
+        own, mark = colour[method], "o" if len(table.columns) < _SPARSE else None
+        axis.plot(table.columns, values.mean(0), styles[protocol], color=own, marker=mark, markersize=3)
         if ends := interval(values):
             axis.fill_between(table.columns, *ends, color=own, alpha=0.15, linewidth=0)
     for split, axis in axes.items():
         axis.set_xlabel("adaptation episode", fontsize=8)
         axis.set(ylim=(-0.03, 1.03))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         _plain(axis, _FAMILIES[split])
     axes[splits[0]].set_ylabel("success rate", fontsize=8)
-    handles = [Line2D([], [], color="black", linestyle=style, label=name) for name, style in styles.items()]
+    handles = [Line2D([], [], color="grey", linestyle=style, label=name) for name, style in styles.items()]
     _legend(figure, runs, methods, handles)
     return figure
 

@@ -185,13 +185,14 @@ def _read_run(argument: str, mode: str) -> _Tables:
     for file in sorted(path.glob("test-*.json")):
         rows = read_result(file, mode)
         for other in scores:
-            if other["protocol"] == rows[0]["protocol"]:
+            if rows and other["protocol"] == rows[0]["protocol"]:
                 raise UserError(
                     f"{other['file']} and {file.name} are both of protocol {other['protocol']}: "
                     "keep one, or move the other to a directory of its own"
                 )
         scores += rows
-        found |= _trials(file, rows[0]["protocol"])
+        if rows:
+            found |= _trials(file, rows[0]["protocol"])
     if metrics.empty and not scores:
         raise UserError(f"nothing to report in {path}: it has neither rows in metrics.csv nor test-*.json")
     name = path.resolve().name
@@ -344,16 +345,17 @@ def _numbers(folder: Path) -> dict[tuple[str, str], float]:
 def _trials(path: Path, protocol: str) -> dict[tuple[str, str], float]:
     """Split and name -> success in each adaptation episode of a results file, mean over families."""
     found: dict[tuple[str, str], float] = {}
-    for split, modes in _read_json(path)["episodes"].items():
-        for mode, families in modes.items():
-            parts = []
-            for columns in families.values():
-                of = pd.DataFrame(columns)
-                if "phase" in of:
-                    parts.append(of[of["phase"] == "adaptation"].groupby("number")["success"].mean())
-            if parts:
-                means = pd.concat(parts, axis=1).mean(axis=1)
-                found |= {(split, trial_name(protocol, mode, n)): value for n, value in means.items()}
+    try:
+        for split, modes in (_read_json(path).get("episodes") or {}).items():
+            for mode, families in modes.items():
+                tables = [pd.DataFrame(columns) for columns in families.values() if "phase" in columns]
+                adapted = [of[of["phase"] == "adaptation"] for of in tables]
+                if adapted:
+                    means = pd.concat([of.groupby("number")["success"].mean() for of in adapted], axis=1)
+                    named = {trial_name(protocol, mode, n): x for n, x in means.mean(axis=1).items()}
+                    found |= {(split, name): value for name, value in named.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the episodes of {path} are not those of schema {SCHEMA}: {error}") from error
     return found
 
 

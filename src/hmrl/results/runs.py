@@ -21,7 +21,7 @@ ROLES = {"expert": "ceiling", "random": "floor"}  # agents that are no method; a
 OFFICIAL = "official"
 FINE_TUNED = "fine_tuned"  # in ``numbers``: 1 for a run that began from another run's weights
 AFTER_FINE_TUNING = " after fine-tuning"  # what the protocol of such a run's results ends with
-_TRIAL = re.compile(r"trial/(.+)/(.+)/(\d+)")
+_TRIAL = re.compile(r"trial/([^/]+)/(.+)/(\d+)")
 KEYS = ["method", "seed"]  # of a run
 RESULT = [*KEYS, "protocol"]  # of a results file
 
@@ -105,13 +105,20 @@ class Runs:
         return [(rows["step"].to_numpy(), rows[metric].to_numpy()) for _, rows in found.groupby("seed")]
 
     def trials(self, mode: str) -> dict[tuple[str, str, str], pd.DataFrame]:
-        """Method, protocol and split -> success, a row a seed, a column an adaptation episode, from 1 on."""
+        """Method, protocol and split -> success, a row a seed, a column an adaptation episode, from 1 on.
+
+        As far as the shortest trial, and none unless there are trials of each seed that was tested. An agent
+        that is no policy and has one way of acting is taken as it is.
+        """
         own = self.numbers[self.numbers["name"].map(trial_of).notna()]
         parts = pd.DataFrame([*own["name"].map(trial_of)], own.index, ["protocol", "mode", "episode"])
-        own = own.join(parts[parts["mode"] == mode], how="inner")
+        own = own.join(parts)
+        ways = own.groupby("method")["mode"].transform("nunique")
+        own = own[(own["mode"] == mode) | (own["method"].map(self.roles).notna() & (ways == 1))]
         tables = {
-            key: rows.pivot(index="seed", columns="episode", values="value")
+            key: rows.pivot(index="seed", columns="episode", values="value").dropna(axis=1)
             for key, rows in own.groupby(["method", "protocol", "split"])
+            if rows["seed"].nunique() == self.of_protocol(key[1])["method"].eq(key[0]).sum()
         }
         order = [*self.roles]
         return dict(sorted(tables.items(), key=lambda x: (order.index(x[0][0]), x[0][1], x[0][2] == "test")))

@@ -48,7 +48,6 @@ from hmrl.training.compatibility import (
     check_network,
     check_rollout,
     check_settings,
-    complete,
 )
 from hmrl.training.descent import descents
 from hmrl.types import Acting, Gap, Metrics, Rollout, Trajectories
@@ -468,7 +467,8 @@ class HierarchicalMetaRL(pl.LightningModule):
             UserError: naming the settings that differ.
         """
         training, self._left = self._trainer is not None and self.trainer.state.fn == "fit", {}
-        self.hparams["close_up"] = complete(checkpoint["hyper_parameters"])["close_up"]
+        if "close_up" not in checkpoint["hyper_parameters"]:
+            self.hparams["close_up"] = False  # older networks have none
         if not training and list(checkpoint["hyper_parameters"]["families"]) != list(self.families):
             learning = [*_OF_FAMILIES]
             if self.critic_is_told:

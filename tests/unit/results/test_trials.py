@@ -13,28 +13,33 @@ from hmrl.cli.report import main
 from hmrl.results import curves, tables
 from hmrl.results.reading import read
 from hmrl.results.runs import trial_name, trial_of
+from hmrl.system.errors import UserError
 from support.reported import FAMILIES, result, write_result
-
-EPISODES = 3  # of adaptation; each family has two goals
 
 
 def write_trials(
-    run: Path, success: dict[str, list[list[int]]], seed: int, *, mode: str = "sampled", **protocol: Any
+    run: Path,
+    success: dict[str, list[list[int]]],
+    seed: int,
+    *,
+    mode: str = "sampled",
+    agent: str = "policy",
+    **protocol: Any,
 ) -> None:
     """Adaptation episodes ``success`` by split, of each goal of the first family; others never succeed."""
     episodes: dict[str, Any] = {}
     for split, names in FAMILIES.items():
         columns = {}
         for k, family in enumerate(names):
-            goals = success[split] if k == 0 else np.zeros((2, EPISODES), int).tolist()
-            rows = [("adaptation", g, n, goals[g][n]) for g in range(2) for n in range(EPISODES)]
+            goals = success[split] if k == 0 else np.zeros_like(success[split]).tolist()
+            rows = [("adaptation", g, n, x) for g, of in enumerate(goals) for n, x in enumerate(of)]
             rows += [("evaluation", g, 0, 1) for g in range(2)]  # which are not of adaptation
             columns[family] = pd.DataFrame(rows, columns=["phase", "goal", "number", "success"]).to_dict(
                 "list"
             )
         episodes[split] = {mode: columns}
     rates = {split: [0.1] * len(names) for split, names in FAMILIES.items()}
-    content = result(rates, mode=mode, protocol="meta_world", episodes=episodes, seed=seed)
+    content = result(rates, mode=mode, protocol="meta_world", episodes=episodes, seed=seed, agent=agent)
     content["protocol"] |= protocol
     name = "-".join(["meta_world", *protocol.values()])
     write_result(run, content, name)
@@ -87,6 +92,55 @@ def test_another_protocol_or_way_of_acting_is_not_shown(runs: list[str]) -> None
     assert curves.trials(both, "mean_action") is None
 
 
+def test_nothing_is_shown_unless_every_seed_has_trials(runs: list[str], tmp_path: Path) -> None:
+    """As a study from before there were any: its seeds would be missing from the mean without a word."""
+    rates = {split: [0.1] * len(names) for split, names in FAMILIES.items()}
+    write_result(tmp_path / "ours-seed3", result(rates, protocol="meta_world", seed=3))
+    found = read([*runs, str(tmp_path / "ours-seed3")], "sampled").trials("sampled")
+    assert {protocol for _, protocol, _ in found} == {"meta_world-beliefs"}
+
+
+def test_seeds_are_compared_as_far_as_all_go(runs: list[str], tmp_path: Path) -> None:
+    write_trials(tmp_path / "ours-seed3", {split: [[1, 1], [1, 1]] for split in FAMILIES}, 3)
+    found = read([*runs, str(tmp_path / "ours-seed3")], "sampled").trials("sampled")
+    assert list(found["ours", "meta_world", "test"]) == [1, 2]
+    assert len(found["ours", "meta_world", "test"]) == 3
+
+
+def test_an_agent_with_one_way_of_acting_is_shown_in_any_mode(runs: list[str], tmp_path: Path) -> None:
+    rates = {split: [[1, 1, 1], [1, 1, 1]] for split in FAMILIES}
+    write_trials(tmp_path / "expert-seed1", rates, 1, agent="expert")
+    write_trials(tmp_path / "mean-seed1", rates, 1, mode="mean_action")
+    found = read([str(tmp_path / name) for name in ("expert-seed1", "mean-seed1")], "mean_action")
+    assert {method for method, _, _ in found.trials("mean_action")} == {"expert", "mean"}
+    drawn = curves.trials(found, "mean_action")
+    assert drawn is not None
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == [
+        "mean",
+        "expert (ceiling)",
+        "meta_world",
+    ]
+
+
+@pytest.mark.parametrize(
+    "episodes",
+    [
+        [],
+        {"train": {"sampled": {"reach": {"phase": ["adaptation"], "number": [0, 1], "success": [1]}}}},
+        {"train": {"sampled": {"reach": {"phase": ["adaptation"], "number": [0]}}}},
+    ],
+    ids=["list", "lengths", "success"],
+)
+def test_broken_episodes_are_refused(episodes: Any, tmp_path: Path) -> None:
+    rates = {split: [0.1] * len(names) for split, names in FAMILIES.items()}
+    write_result(tmp_path / "run-seed1", result(rates, protocol="meta_world", episodes=episodes))
+    if not episodes:  # as none
+        assert read([str(tmp_path / "run-seed1")], "sampled").trials("sampled") == {}
+        return
+    with pytest.raises(UserError, match=r"the episodes of .*test-meta_world\.json are not those of schema 1"):
+        read([str(tmp_path / "run-seed1")], "sampled")
+
+
 def test_results_of_single_episodes_have_no_section(runs: list[str], tmp_path: Path) -> None:
     main([runs[-1], "--out", str(tmp_path / "report"), "--formats", "png"])
     assert "within a trial" not in (tmp_path / "report/report.md").read_text()
@@ -99,4 +153,5 @@ def test_names_are_read_as_they_are_written() -> None:
         "sampled",
         1,
     )
+    assert trial_of(trial_name("meta_world", "my/mode", 2)) == ("meta_world", "my/mode", 3)
     assert trial_of("forgetting/success") is None

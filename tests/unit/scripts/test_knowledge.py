@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch.distributions import kl_divergence
 
 import knowledge
+from hmrl.envs.benchmarks import Goals
+from hmrl.envs.wrappers.perturb import Change, Perturbation
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, Rollout
 from support.agents import FAMILIES, ToyEnvs, build_module, encoder_config, play, vae_config
+from support.toy import ToyDataModule, tiny_module, toy_data
 
 
 def played(agent: HierarchicalMetaRL) -> Rollout:
@@ -38,6 +44,29 @@ def test_swapped_beliefs_are_another_familys_at_the_same_decision() -> None:
                 assert got == pytest.approx(expected, rel=1e-4, abs=1e-9)
     seen = rollout.observation[t, columns[1], 1].mean().item()
     assert found["observed"][t][FAMILIES[1]] == pytest.approx(seen)
+
+
+def test_a_world_that_changes_is_as_training_left_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has come to is a function of the seed of training, not of that of these episodes."""
+    wear = Perturbation(reward_scale=Change("random_walk", 0.5, over_episodes=5))
+    data = toy_data(perturbation=wear, seed=1)
+    module = tiny_module(data)
+    module.iteration += 4
+    made = list[ToyDataModule]()
+
+    def make(**options: Any) -> ToyDataModule:
+        made.append(toy_data(**options))
+        return made[-1]
+
+    monkeypatch.setattr(knowledge, "MetaWorldDataModule", make)
+    rollout = knowledge.episodes(module, data, ["reach", "push"], 2, 1000)
+    there = data.seen_envs("envpool", Goals("train", 1, None, 0), 2, wear, 0, age=4)
+    there.reset(0)
+    factor = there.step(np.zeros((len(there.families), 4), dtype=np.float32)).reward.sum()
+    factor /= sum(episode.rewards[0] for episode in data.episodes)
+    earned = sum(sum(episode.rewards) for episode in made[-1].episodes)
+    assert abs(factor - 1) > 0.05
+    assert float(rollout.reward.sum()) == pytest.approx(factor * earned, rel=1e-5)
 
 
 def test_noise_of_an_agent_that_acts_on_draws_is_no_knowledge() -> None:

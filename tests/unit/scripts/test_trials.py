@@ -95,7 +95,7 @@ def run(monkeypatch: pytest.MonkeyPatch, module: Any, tmp_path: Path, *arguments
 
     monkeypatch.setattr(loading, "MetaWorldDataModule", make)
     content = checkpoint_of(module, toy_data()) | {"average_beliefs": module.average_beliefs.state_dict()}
-    torch.save(content | {"format": 2}, tmp_path / "agent.ckpt")
+    torch.save(content, tmp_path / "agent.ckpt")
     monkeypatch.setattr("sys.argv", ["trials", *map(str, (tmp_path / "agent.ckpt", *arguments))])
     trials.main()
     return made[-1]
@@ -211,7 +211,7 @@ def test_worlds_that_meta_worlds_protocol_refuses_are_refused(
     world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "MetaWorldDataModule", lambda **hparams: toy_data(**hparams | world))
-    torch.save(checkpoint_of(agent(), toy_data()) | {"format": 2}, tmp_path / "agent.ckpt")
+    torch.save(checkpoint_of(agent(), toy_data()), tmp_path / "agent.ckpt")
     monkeypatch.setattr("sys.argv", ["trials", str(tmp_path / "agent.ckpt")])
     with pytest.raises(SystemExit, match=r"trials: data\."):
         trials.main()
