@@ -272,6 +272,8 @@ def _legend(figure: Figure, runs: Runs, methods: Sequence[str], more: Sequence[L
     if handles:
         widest = 0.75 + 0.075 * max(len(str(handle.get_label())) for handle in handles)  # inches
         columns = max(1, min(5, len(handles), int(figure.get_figwidth() / widest)))
+        more_rows = -(-len(handles) // columns) - 1  # which would be taken from the axes
+        figure.set_figheight(figure.get_figheight() + 0.2 * more_rows)
         figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize=9, frameon=False)
 
 

@@ -184,3 +184,18 @@ def test_panels_are_those_with_data(runs: list[str]) -> None:
 
 def titles(figure: Figure) -> list[str]:
     return [axis.get_title() for axis in figure.axes if axis.get_title()]
+
+
+def test_a_long_legend_is_not_taken_from_the_axes(tmp_path: Path) -> None:
+    """Of one panel, above which names of many methods stand below each other."""
+    heights = []
+    for count in (1, 7):
+        runs = []
+        for number in range(count):
+            runs.append(tmp_path / f"{count}-a_method_with_a_long_name_{number}-seed1")
+            write_metrics(runs[-1], {"rollout/success/mean": {100.0: 0.1, 200.0: 0.2}})
+        figure = curves.learning(read(list(map(str, runs)), "sampled"), "success", 0)["learning"]
+        assert figure is not None
+        figure.draw_without_rendering()
+        heights.append(figure.axes[0].get_position().height * figure.get_figheight())
+    assert heights[1] == pytest.approx(heights[0], rel=0.15)
