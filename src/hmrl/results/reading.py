@@ -183,16 +183,16 @@ def _read_run(argument: str, mode: str) -> _Tables:
     scores: list[dict[str, Any]] = []
     found = _numbers(path)
     for file in sorted(path.glob("test-*.json")):
-        rows = read_result(file, mode)
+        if not (rows := read_result(file, mode)):
+            continue
         for other in scores:
-            if rows and other["protocol"] == rows[0]["protocol"]:
+            if other["protocol"] == rows[0]["protocol"]:
                 raise UserError(
                     f"{other['file']} and {file.name} are both of protocol {other['protocol']}: "
                     "keep one, or move the other to a directory of its own"
                 )
         scores += rows
-        if rows:
-            found |= _trials(file, rows[0]["protocol"])
+        found |= _trials(file, rows[0]["protocol"])
     if metrics.empty and not scores:
         raise UserError(f"nothing to report in {path}: it has neither rows in metrics.csv nor test-*.json")
     name = path.resolve().name

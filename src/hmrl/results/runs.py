@@ -110,9 +110,9 @@ class Runs:
         As far as the shortest trial, and none unless there are trials of each seed that was tested. An agent
         that is no policy and has one way of acting is taken as it is.
         """
-        own = self.numbers[self.numbers["name"].map(trial_of).notna()]
-        parts = pd.DataFrame([*own["name"].map(trial_of)], own.index, ["protocol", "mode", "episode"])
-        own = own.join(parts)
+        named = self.numbers["name"].map(trial_of).dropna()
+        parts = pd.DataFrame([*named], named.index, ["protocol", "mode", "episode"])
+        own = self.numbers.join(parts, how="inner")
         ways = own.groupby("method")["mode"].transform("nunique")
         own = own[(own["mode"] == mode) | (own["method"].map(self.roles).notna() & (ways == 1))]
         tables = {
