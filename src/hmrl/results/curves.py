@@ -155,12 +155,12 @@ def _draw(axis: Axes, panel: Panel, runs: Runs, method: str, colour: Any) -> Non
             axis.fill_between(grid / 1e6, *ends, color=colour, alpha=0.2, linewidth=0)
 
 
-def trials(runs: Runs, mode: str) -> Figure | None:
+def trials(runs: Runs, mode: str, window: float) -> Figure | None:
     """Success by episode of a trial, each split apart: a colour a method, a style of line a protocol.
 
     Ceilings and floors are thin black lines.
     """
-    if not (found := runs.trials(mode)):
+    if not (found := runs.trials(mode, window)):
         return None
     colour, methods = colours(runs), list(dict.fromkeys(method for method, _, _ in found))
     styles = dict(zip(dict.fromkeys(protocol for _, protocol, _ in found), cycle(_STYLES), strict=False))
@@ -177,7 +177,7 @@ def trials(runs: Runs, mode: str) -> Figure | None:
         if ends := interval(values):
             axis.fill_between(table.columns, *ends, color=own, alpha=0.15, linewidth=0)
     for split, axis in axes.items():
-        axis.set_xlabel("adaptation episode", fontsize=8)
+        axis.set_xlabel("episode of a trial", fontsize=8)
         axis.set(ylim=(-0.03, 1.03))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         _plain(axis, _FAMILIES[split])

@@ -77,13 +77,14 @@ class Document:
         )
 
     def trials(self) -> str:
-        """Success by episode of a trial; empty if no results are of trials."""
+        """Success by episode of a trial; empty if nothing is of trials."""
+        over = f"Rollouts: mean of the last {self.window:,.0f} environment steps."
         note = "Lines: means over seeds; bands as in the table's brackets, but for one seed none."
         return _section(
             "## Adaptation within a trial",
-            tables.trials_table(self.runs, self.mode),
-            self.figure(curves.trials(self.runs, self.mode), "trials", note),
-            after=f"{tables.TRIALS} {tables.OVER_SEEDS}\n",
+            tables.trials_table(self.runs, self.mode, self.window),
+            self.figure(curves.trials(self.runs, self.mode, self.window), "trials", note),
+            after=f"{tables.TRIALS} {over} {tables.OVER_SEEDS}\n",
         )
 
     def fine_tuning(self) -> str:

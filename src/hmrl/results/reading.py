@@ -63,7 +63,8 @@ _EVALUATED = re.compile(r"success(?:_\w+)?/(train|test)/(.+)")
 _USUAL = {"name", "backend", "horizon", "goals_per_family", "episodes_per_family", "num_evals"}
 _USUAL |= {"adaptation_episodes", "evaluation_episodes", "total_tasks_per_cls", "meta_batch_size", "episodes"}
 _KEPT = re.compile(
-    r"rollout/success/.+|rollout/return/mean|success(_\w+)?/(train|test)/mean|return/(train|test)/mean"
+    r"rollout/success/.+|rollout/success_in_episode_\d+/mean|rollout/return/mean"
+    r"|success(_\w+)?/(train|test)/mean|return/(train|test)/mean"
     r"|latents/.+|vae/(agreement|decoder_error|decoder_error_without_z|policy_kl)"
     r"|encoder/(family_information|goal_error|marginal_entropy|policy_kl)|ppo/(approx_kl|action_std)"
     r"|time/(env_steps_per_second|learning_seconds)"
@@ -183,7 +184,8 @@ def _read_run(argument: str, mode: str) -> _Tables:
     scores: list[dict[str, Any]] = []
     found = _numbers(path)
     for file in sorted(path.glob("test-*.json")):
-        if not (rows := read_result(file, mode)):
+        content = _read_json(file)
+        if not (rows := read_result(content, file, mode)):
             continue
         for other in scores:
             if other["protocol"] == rows[0]["protocol"]:
@@ -192,7 +194,7 @@ def _read_run(argument: str, mode: str) -> _Tables:
                     "keep one, or move the other to a directory of its own"
                 )
         scores += rows
-        found |= _trials(file, rows[0]["protocol"])
+        found |= _trials(content, file, rows[0]["protocol"])
     if metrics.empty and not scores:
         raise UserError(f"nothing to report in {path}: it has neither rows in metrics.csv nor test-*.json")
     name = path.resolve().name
@@ -259,8 +261,8 @@ def _told(content: dict[str, Any]) -> str | None:
     return f"{told}, and goals for the encoder" if encoder.get("goal_coef") else told
 
 
-def read_result(path: Path, mode: str) -> list[dict[str, Any]]:
-    """Scores of a results file, a row a mode, split and family, each with what is known of the file, too.
+def read_result(content: Any, path: Path, mode: str) -> list[dict[str, Any]]:
+    """Scores in a results file's ``content``, a row a mode, split and family, with what is known of the file.
 
     ``parameters`` are the protocol's; ``differs`` says in words what in ``mode`` was otherwise than in
     training; ``critic`` is what critic and encoder were told in training; revisions have a mark if the
@@ -270,7 +272,6 @@ def read_result(path: Path, mode: str) -> list[dict[str, Any]]:
         UserError: for another schema, or a file that is broken.
     """
     try:
-        content = _read_json(path)
         if content.get("schema") != SCHEMA:
             raise UserError(
                 f"{path} has schema {content.get('schema')}, but this report reads schema {SCHEMA}: "
@@ -342,11 +343,11 @@ def _numbers(folder: Path) -> dict[tuple[str, str], float]:
     return found
 
 
-def _trials(path: Path, protocol: str) -> dict[tuple[str, str], float]:
+def _trials(content: Any, path: Path, protocol: str) -> dict[tuple[str, str], float]:
     """Split and name -> success in each adaptation episode of a results file, mean over families."""
     found: dict[tuple[str, str], float] = {}
     try:
-        for split, modes in (_read_json(path).get("episodes") or {}).items():
+        for split, modes in (content.get("episodes") or {}).items():
             for mode, families in modes.items():
                 tables = [pd.DataFrame(columns) for columns in families.values() if "phase" in columns]
                 adapted = [of[of["phase"] == "adaptation"] for of in tables]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from hmrl.results.statistics import Array, Estimate, estimate, estimate_iqm
+from hmrl.results.statistics import Array, Estimate, estimate, estimate_iqm, trailing_mean
 
 if TYPE_CHECKING:
     from hmrl.types import Split
@@ -21,7 +21,9 @@ ROLES = {"expert": "ceiling", "random": "floor"}  # agents that are no method; a
 OFFICIAL = "official"
 FINE_TUNED = "fine_tuned"  # in ``numbers``: 1 for a run that began from another run's weights
 AFTER_FINE_TUNING = " after fine-tuning"  # what the protocol of such a run's results ends with
+ROLLOUTS = "training rollouts"  # in the place of a protocol
 _TRIAL = re.compile(r"trial/([^/]+)/(.+)/(\d+)")
+_IN_EPISODE = re.compile(r"rollout/success_in_episode_(\d+)/mean")
 KEYS = ["method", "seed"]  # of a run
 RESULT = [*KEYS, "protocol"]  # of a results file
 
@@ -104,11 +106,16 @@ class Runs:
         found = self.metrics[self.metrics["method"] == method].dropna(subset=[metric])
         return [(rows["step"].to_numpy(), rows[metric].to_numpy()) for _, rows in found.groupby("seed")]
 
-    def trials(self, mode: str) -> dict[tuple[str, str, str], pd.DataFrame]:
+    def trials(self, mode: str, window: float) -> dict[tuple[str, str, str], pd.DataFrame]:
         """Method, protocol and split -> success, a row a seed, a column an adaptation episode, from 1 on.
 
         As far as the shortest trial, and none unless there are trials of each seed that was tested. An agent
-        that is no policy and has one way of acting is taken as it is.
+        that is no policy and has one way of acting is taken as it is. What was trained on trials has those
+        of its training rollouts, too, in whatever way it acted there.
+
+        Args:
+            mode: of acting in tests.
+            window: environment steps at the end of training, over which rollouts are averaged.
         """
         named = self.numbers["name"].map(trial_of).dropna()
         parts = pd.DataFrame([*named], named.index, ["protocol", "mode", "episode"])
@@ -120,8 +127,24 @@ class Runs:
             for key, rows in own.groupby(["method", "protocol", "split"])
             if rows["seed"].nunique() == self.of_protocol(key[1])["method"].eq(key[0]).sum()
         }
+        tables |= self._of_rollouts(window)
         order = [*self.roles]
         return dict(sorted(tables.items(), key=lambda x: (order.index(x[0][0]), x[0][1], x[0][2] == "test")))
+
+    def _of_rollouts(self, window: float) -> dict[tuple[str, str, str], pd.DataFrame]:
+        """As :meth:`trials`, of training rollouts, where each seed of a method was trained on trials."""
+        names = {int(match[1]): name for name in self.metrics if (match := _IN_EPISODE.fullmatch(name))}
+        tables = {}
+        for method, seeds in self.metrics.groupby("method")["seed"].nunique().items():
+            logs = {n: self.series(method, names[n]) for n in sorted(names)}
+            ends = {
+                n: [trailing_mean(*log, window)[-1] for log in of]
+                for n, of in logs.items()
+                if len(of) == seeds
+            }
+            if ends:
+                tables[method, ROLLOUTS, "train"] = pd.DataFrame(ends)
+        return tables
 
     @cached_property
     def _tables(self) -> dict[tuple[str, str, str], pd.DataFrame]:

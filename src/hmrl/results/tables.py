@@ -67,8 +67,9 @@ FINE_TUNING = (
     f"interval: {_BOOTSTRAP} of either method."
 )
 TRIALS = (
-    "Success in each adaptation episode of a trial, mean over families. Nothing has been adapted to in the "
-    "first one. A protocol with beliefs searches for the belief to act on: it tries others before it settles."
+    "Success in each episode of a trial, mean over families: of training rollouts at the end of training, or "
+    "in the adaptation episodes of a protocol. Nothing has been adapted to in the first one. A protocol with "
+    "beliefs searches for the belief to act on: it tries others before it settles."
 )
 LATENTS = (
     "Of the agents that were tested, ten episodes a family, sampled actions; means over families. Decoder "
@@ -279,9 +280,9 @@ def latents_table(runs: Runs) -> str:
     return markdown(list(table), table.to_numpy()) + said
 
 
-def trials_table(runs: Runs, mode: str) -> str:
-    """Success by episode of a trial, a row an episode; empty if no results are of trials."""
-    found = runs.trials(mode)
+def trials_table(runs: Runs, mode: str, window: float) -> str:
+    """Success by episode of a trial, a row an episode; empty if nothing is of trials."""
+    found = runs.trials(mode, window)
     episodes = sorted({episode for table in found.values() for episode in table})
     rows = [
         [str(n), *(cell(estimate(table[n].to_numpy()) if n in table else None) for table in found.values())]

@@ -14,7 +14,7 @@ from hmrl.results import curves, tables
 from hmrl.results.reading import read
 from hmrl.results.runs import trial_name, trial_of
 from hmrl.system.errors import UserError
-from support.reported import FAMILIES, result, write_result
+from support.reported import FAMILIES, result, rising, write_metrics, write_result
 
 
 def write_trials(
@@ -58,7 +58,7 @@ def runs(tmp_path: Path) -> list[str]:
 
 
 def test_success_is_the_mean_over_families_in_each_adaptation_episode(runs: list[str]) -> None:
-    found = read(runs, "sampled").trials("sampled")
+    found = read(runs, "sampled").trials("sampled", 0)
     assert {key: table.to_numpy().tolist() for key, table in found.items()} == {
         ("ours", "meta_world", "train"): [[0, 0.25, 0.5], [0.25, 0.5, 0.5]],  # of two families
         ("ours", "meta_world", "test"): [[0, 0.5, 0.5], [0, 0.5, 1]],  # of one
@@ -81,28 +81,30 @@ def test_the_report_shows_them_and_a_study_keeps_them(runs: list[str], tmp_path:
     assert "figures/trials.png" in section
     assert (tmp_path / "study/figures/trials.png").is_file()
     again = read([str(tmp_path / "study")], "sampled")
-    assert tables.trials_table(again, "sampled") == tables.trials_table(read(runs, "sampled"), "sampled")
+    assert tables.trials_table(again, "sampled", 0) == tables.trials_table(
+        read(runs, "sampled"), "sampled", 0
+    )
 
 
 def test_another_protocol_or_way_of_acting_is_not_shown(runs: list[str]) -> None:
-    found = read(runs, "sampled", "meta_world-beliefs").trials("sampled")
+    found = read(runs, "sampled", "meta_world-beliefs").trials("sampled", 0)
     assert {protocol for _, protocol, _ in found} == {"meta_world-beliefs"}
     both = read(runs, "sampled")
-    assert tables.trials_table(both, "mean_action") == ""
-    assert curves.trials(both, "mean_action") is None
+    assert tables.trials_table(both, "mean_action", 0) == ""
+    assert curves.trials(both, "mean_action", 0) is None
 
 
 def test_nothing_is_shown_unless_every_seed_has_trials(runs: list[str], tmp_path: Path) -> None:
     """As a study from before there were any: its seeds would be missing from the mean without a word."""
     rates = {split: [0.1] * len(names) for split, names in FAMILIES.items()}
     write_result(tmp_path / "ours-seed3", result(rates, protocol="meta_world", seed=3))
-    found = read([*runs, str(tmp_path / "ours-seed3")], "sampled").trials("sampled")
+    found = read([*runs, str(tmp_path / "ours-seed3")], "sampled").trials("sampled", 0)
     assert {protocol for _, protocol, _ in found} == {"meta_world-beliefs"}
 
 
 def test_seeds_are_compared_as_far_as_all_go(runs: list[str], tmp_path: Path) -> None:
     write_trials(tmp_path / "ours-seed3", {split: [[1, 1], [1, 1]] for split in FAMILIES}, 3)
-    found = read([*runs, str(tmp_path / "ours-seed3")], "sampled").trials("sampled")
+    found = read([*runs, str(tmp_path / "ours-seed3")], "sampled").trials("sampled", 0)
     assert list(found["ours", "meta_world", "test"]) == [1, 2]
     assert len(found["ours", "meta_world", "test"]) == 3
 
@@ -112,8 +114,8 @@ def test_an_agent_with_one_way_of_acting_is_shown_in_any_mode(runs: list[str], t
     write_trials(tmp_path / "expert-seed1", rates, 1, agent="expert")
     write_trials(tmp_path / "mean-seed1", rates, 1, mode="mean_action")
     found = read([str(tmp_path / name) for name in ("expert-seed1", "mean-seed1")], "mean_action")
-    assert {method for method, _, _ in found.trials("mean_action")} == {"expert", "mean"}
-    drawn = curves.trials(found, "mean_action")
+    assert {method for method, _, _ in found.trials("mean_action", 0)} == {"expert", "mean"}
+    drawn = curves.trials(found, "mean_action", 0)
     assert drawn is not None
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == [
         "mean",
@@ -125,7 +127,7 @@ def test_an_agent_with_one_way_of_acting_is_shown_in_any_mode(runs: list[str], t
 @pytest.mark.parametrize(
     "episodes",
     [
-        [],
+        [1],
         {"train": {"sampled": {"reach": {"phase": ["adaptation"], "number": [0, 1], "success": [1]}}}},
         {"train": {"sampled": {"reach": {"phase": ["adaptation"], "number": [0]}}}},
     ],
@@ -134,9 +136,6 @@ def test_an_agent_with_one_way_of_acting_is_shown_in_any_mode(runs: list[str], t
 def test_broken_episodes_are_refused(episodes: Any, tmp_path: Path) -> None:
     rates = {split: [0.1] * len(names) for split, names in FAMILIES.items()}
     write_result(tmp_path / "run-seed1", result(rates, protocol="meta_world", episodes=episodes))
-    if not episodes:  # as none
-        assert read([str(tmp_path / "run-seed1")], "sampled").trials("sampled") == {}
-        return
     with pytest.raises(UserError, match=r"the episodes of .*test-meta_world\.json are not those of schema 1"):
         read([str(tmp_path / "run-seed1")], "sampled")
 
@@ -145,6 +144,35 @@ def test_results_of_single_episodes_have_no_section(runs: list[str], tmp_path: P
     main([runs[-1], "--out", str(tmp_path / "report"), "--formats", "png"])
     assert "within a trial" not in (tmp_path / "report/report.md").read_text()
     assert not (tmp_path / "report/figures/trials.png").exists()
+
+
+def test_trials_of_training_are_shown_as_they_end(tmp_path: Path) -> None:
+    """Of seeds with iterations of different length, beside a method that learns from single episodes."""
+    for seed, last, every in ((1, (0.2, 0.4, 0.8), 1e5), (2, (0.4, 0.4, 0.4), 2e5)):
+        logs = {f"rollout/success_in_episode_{n}/mean": rising(x, every=every) for n, x in enumerate(last, 1)}
+        logs["rollout/success/mean"] = rising(sum(last) / 3, every=every)
+        write_metrics(tmp_path / f"trials-seed{seed}", logs)
+        write_metrics(tmp_path / f"single-seed{seed}", {"rollout/success/mean": rising(0.9, every=every)})
+    paths = [str(tmp_path / f"{name}-seed{seed}") for name in ("trials", "single") for seed in (1, 2)]
+    found = read(paths, "sampled").trials("sampled", 400_000)
+    # Of an even rise over 20 iterations the last four average 0.925, and the last two 0.975.
+    expected = [[0.925 * x for x in (0.2, 0.4, 0.8)], [0.975 * 0.4] * 3]
+    assert list(found) == [("trials", "training rollouts", "train")]
+    (table,) = found.values()
+    assert list(table) == [1, 2, 3]
+    np.testing.assert_allclose(table, expected)
+    main([*paths, "--out", str(tmp_path / "study"), "--formats", "png", "--window", "400000"])
+    report = (tmp_path / "study/report.md").read_text()
+    assert "| 3 | 0.56 [0.39, 0.74] ‡ |" in report[report.index("## Adaptation within a trial") :]
+    kept = read([str(tmp_path / "study")], "sampled").trials("sampled", 400_000)
+    np.testing.assert_allclose(kept["trials", "training rollouts", "train"], expected, rtol=1e-3)
+
+
+def test_rollouts_are_shown_only_if_every_seed_was_trained_on_trials(tmp_path: Path) -> None:
+    logs = {f"rollout/success_in_episode_{n}/mean": rising(0.5) for n in (1, 2)}
+    write_metrics(tmp_path / "ours-seed1", logs | {"rollout/success/mean": rising(0.5)})
+    write_metrics(tmp_path / "ours-seed2", {"rollout/success/mean": rising(0.5)})
+    assert read([str(tmp_path / f"ours-seed{n}") for n in (1, 2)], "sampled").trials("sampled", 0) == {}
 
 
 def test_names_are_read_as_they_are_written() -> None:
