@@ -10,12 +10,12 @@ weights as they are; everything else in the checkpoint is copied.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hmrl.cli.messages import one_sentence
 from hmrl.envs.benchmarks import Goals
 from hmrl.himeta.average_beliefs import AverageBeliefs
 from hmrl.rollouts.collect import collect, seeded
@@ -65,18 +65,15 @@ def main() -> None:
     options = parser.parse_args()
     path: Path = options.checkpoint
     out: Path = options.out or path.with_suffix(".beliefs.ckpt")
-    try:
-        if options.rollouts < 1:
-            raise UserError(f"--rollouts is {options.rollouts}: use 1 or more")
-        if out.exists():
-            raise UserError(f"{out} is there already: choose another --out")
-        saved: dict[str, Any] = checkpoint.load(path)
-        if saved["hyper_parameters"]["task_encoder"] is None:
-            raise UserError(f"{path} is of an agent without a task encoder, which has no beliefs")
-        agent, data = agent_of(saved), data_of(saved)
-        averages = average_beliefs(agent, data, options.rollouts)
-    except UserError as mistake:
-        sys.exit(f"average_beliefs: {mistake}")
+    if options.rollouts < 1:
+        raise UserError(f"--rollouts is {options.rollouts}: use 1 or more")
+    if out.exists():
+        raise UserError(f"{out} is there already: choose another --out")
+    saved: dict[str, Any] = checkpoint.load(path)
+    if saved["hyper_parameters"]["task_encoder"] is None:
+        raise UserError(f"{path} is of an agent without a task encoder, which has no beliefs")
+    agent, data = agent_of(saved), data_of(saved)
+    averages = average_beliefs(agent, data, options.rollouts)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
     torch.save(saved | {"average_beliefs": averages.state_dict()}, temporary)
@@ -85,4 +82,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmrl.cli.messages import one_sentence
+from hmrl.system.errors import UserError
+
 # Not the callbacks, which hold paths.
 LEARNT = ("state_dict", "optimizer_states", "MetaWorldDataModule", "hyper_parameters")
 
@@ -44,6 +47,8 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
 
 def learnt(path: str | Path) -> dict[str, Any]:
     """What training left in a checkpoint."""
+    if not Path(path).is_file():
+        raise UserError(f"there is no checkpoint {path}")
     content = torch.load(path, map_location="cpu", weights_only=True)
     return {key: content[key] for key in LEARNT if key in content}
 
@@ -65,4 +70,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

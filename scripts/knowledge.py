@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributions import kl_divergence
 
+from hmrl.cli.messages import one_sentence
 from hmrl.envs.benchmarks import Goals, benchmark
 from hmrl.himeta.formulas import mutual_information
 from hmrl.rollouts.collect import collect, seeded
@@ -124,16 +124,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--out", type=Path, help="a JSON file, too")
     options = parser.parse_args()
-    try:
-        saved = checkpoint.load(options.checkpoint)
-        agent, trained = agent_of(saved), data_of(saved)
-        if not agent.policy.categorical_entries:
-            raise UserError(f"{options.checkpoint} is of an agent whose belief has no categories")
-        rollout = episodes(agent, trained, options.families, options.episodes, options.seed)
-        decisions = [t for t in options.decisions if t < len(rollout.action)]
-        found = findings(agent, rollout, decisions, options.dimension)
-    except UserError as mistake:
-        sys.exit(f"knowledge: {mistake}")
+    saved = checkpoint.load(options.checkpoint)
+    agent, trained = agent_of(saved), data_of(saved)
+    if not agent.policy.categorical_entries:
+        raise UserError(f"{options.checkpoint} is of an agent whose belief has no categories")
+    rollout = episodes(agent, trained, options.families, options.episodes, options.seed)
+    decisions = [t for t in options.decisions if t < len(rollout.action)]
+    found = findings(agent, rollout, decisions, options.dimension)
     print(f"I(category; family) of at most {math.log(len(options.families)):.2f} nats, by decision:")
     print("  " + ", ".join(f"{t}: {value:.2f}" for t, value in found["information"].items()))
     print("  by chance " + ", ".join(f"{t}: {x:.2f}" for t, x in found["information_by_chance"].items()))
@@ -150,4 +147,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

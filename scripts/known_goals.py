@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from hmrl.cli.messages import one_sentence
 from hmrl.himeta.config import ContextReward, TaskEncoderConfig
 from hmrl.himeta.normalizer import GoalScaler
 from hmrl.himeta.policy import HierarchicalPolicy
@@ -125,20 +125,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="a JSON file, too")
     options = parser.parse_args()
-    try:
-        saved = checkpoint.load(options.checkpoint)
-        episodes = episodes_of(saved, options.checkpoint)
-        if not episodes.hidden_goal.shape[1]:
-            raise UserError(f"{options.checkpoint} holds no goals: nobody was told them in training")
-        names = saved["hyper_parameters"]["families"]
-        with seeded(options.seed):
-            parts = torch.randperm(len(episodes.family)).tensor_split([len(episodes.family) // 5])
-            tested, learnt = (episodes.select(part) for part in parts)
-            policy = policy_of(saved, options.encoder, learnt)
-            learns = options.encoder is not None
-            left = unexplained(policy, learnt, tested, len(names), options.updates, encoder_learns=learns)
-    except UserError as mistake:
-        sys.exit(f"known_goals: {mistake}")
+    saved = checkpoint.load(options.checkpoint)
+    episodes = episodes_of(saved, options.checkpoint)
+    if not episodes.hidden_goal.shape[1]:
+        raise UserError(f"{options.checkpoint} holds no goals: nobody was told them in training")
+    names = saved["hyper_parameters"]["families"]
+    with seeded(options.seed):
+        parts = torch.randperm(len(episodes.family)).tensor_split([len(episodes.family) // 5])
+        tested, learnt = (episodes.select(part) for part in parts)
+        policy = policy_of(saved, options.encoder, learnt)
+        learns = options.encoder is not None
+        left = unexplained(policy, learnt, tested, len(names), options.updates, encoder_learns=learns)
     decisions = [t for t in options.decisions if t < len(left)]
     print(f"unexplained share of the goal's variance, {len(tested.family)} held-out episodes, at decision")
     print(" " * 24 + "".join(f"{t:>7}" for t in decisions))
@@ -155,4 +152,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

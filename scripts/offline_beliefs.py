@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from hmrl.cli.messages import one_sentence
 from hmrl.himeta.config import ActorCriticConfig, TaskEncoderConfig
 from hmrl.himeta.losses import QUESTIONS, reward_loss
 from hmrl.himeta.policy import HierarchicalPolicy, build_policy
@@ -166,17 +166,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, help="a JSON file, too")
     options = parser.parse_args()
-    try:
-        saved = checkpoint.load(options.checkpoint)
-        episodes = episodes_of(saved, options.checkpoint)
-        print(f"error on {len(episodes.family) // 5} of {len(episodes.family)} episodes")
-        found = compare(saved, episodes, options.beliefs, options.seeds, options.updates)
-    except UserError as mistake:
-        sys.exit(f"offline_beliefs: {mistake}")
+    saved = checkpoint.load(options.checkpoint)
+    episodes = episodes_of(saved, options.checkpoint)
+    print(f"error on {len(episodes.family) // 5} of {len(episodes.family)} episodes")
+    found = compare(saved, episodes, options.beliefs, options.seeds, options.updates)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"updates": options.updates, "beliefs": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -19,7 +19,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hmrl.cli.messages import one_sentence
 from hmrl.results.file import results_path
+from hmrl.system.errors import UserError
 
 _NAMES = {"noise_std": "standard deviation of the noise (m)", "missing.probability": "share that is missing"}
 
@@ -28,12 +30,13 @@ def test(checkpoint: str, run_dir: Path, setting: str, level: float, options: li
     """The results file of one agent at one level."""
     path = results_path(run_dir, "first_episode")
     if path.exists() and json.loads(path.read_text())["checkpoint"] != checkpoint:
-        sys.exit(f"robustness: {path} is of another checkpoint: choose another --out, or another label")
+        raise UserError(f"{path} is of another checkpoint: choose another --out, or another label")
     if not path.exists():
         command = [sys.executable, "-m", "hmrl", "test", "--config", "configs/ml10.yaml", *options]
         command += ["--ckpt_path", checkpoint, "--run_dir", str(run_dir)]
         command += [f"--data.test.perturbation.{setting}", str(level)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+            raise UserError(f"hmrl test of {checkpoint} failed, and said why: nothing is drawn")
     results: dict[str, Any] = json.loads(path.read_text())
     return results
 
@@ -80,7 +83,7 @@ def main() -> None:
     table: list[dict[str, Any]] = []
     for agent, _, checkpoint in (named.partition("=") for named in arguments.agents):
         if not Path(checkpoint).is_file():
-            parser.error(f"{agent}={checkpoint} names no checkpoint: use LABEL=CHECKPOINT")
+            raise UserError(f"{agent}={checkpoint} names no checkpoint: use LABEL=CHECKPOINT")
         for level in sorted(arguments.levels):
             run_dir = arguments.out / agent / arguments.setting / f"{level:g}"
             scored = rows(agent, level, test(checkpoint, run_dir, arguments.setting, level, options))
@@ -99,4 +102,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -11,7 +11,6 @@ nothing has been adapted to. A checkpoint without average beliefs needs scripts/
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 from metaworld.evaluation import Timestep
 
+from hmrl.cli.messages import one_sentence
 from hmrl.envs.benchmarks import ACTION_DIM, Goals
 from hmrl.evaluation.belief_search import check_beliefs
 from hmrl.evaluation.metaworld_protocol import SearchingTrialAgent, TrialAgent
@@ -104,23 +104,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of goals and actions")
     parser.add_argument("--out", type=Path, help="a CSV file, too")
     options = parser.parse_args()
-    try:
-        for name, least in (("episodes", 1), ("goals", 1), ("seed", 0)):
-            if getattr(options, name) < least:
-                raise UserError(f"--{name} is {getattr(options, name)}: use {least} or more")
-        if options.out and options.out.is_dir():
-            raise UserError(f"--out is {options.out}, which is a folder: name a file")
-        saved = checkpoint.load(options.checkpoint)
-        agent = agent_of(saved)
-        check_deviations(saved, [Acting()], training=False)
-        data = data_of(saved, test=EvaluationConfig(backend="metaworld", protocol="meta_world"))
-        data.check("test", 1)
-        if options.adaptation == "beliefs":
-            decisions = -(-data.horizon // agent.policy.decision_interval)
-            check_beliefs(agent.policy, agent.average_beliefs.known(), decisions)
-        found = table(agent, data, options)
-    except UserError as mistake:
-        sys.exit(f"trials: {mistake}")
+    for name, least in (("episodes", 1), ("goals", 1), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} is {getattr(options, name)}: use {least} or more")
+    if options.out and options.out.is_dir():
+        raise UserError(f"--out is {options.out}, which is a folder: name a file")
+    saved = checkpoint.load(options.checkpoint)
+    agent = agent_of(saved)
+    check_deviations(saved, [Acting()], training=False)
+    data = data_of(saved, test=EvaluationConfig(backend="metaworld", protocol="meta_world"))
+    data.check("test", 1)
+    if options.adaptation == "beliefs":
+        decisions = -(-data.horizon // agent.policy.decision_interval)
+        check_beliefs(agent.policy, agent.average_beliefs.known(), decisions)
+    found = table(agent, data, options)
     means = found[found["family"] == "mean"].pivot(index="split", columns="episode", values="success")
     print(f"success by episode of the trial, {options.goals} goals a family; the last is the evaluation")
     print(means.loc[["train", "test"]].round(3).to_string())
@@ -130,4 +127,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

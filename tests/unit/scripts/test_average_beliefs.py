@@ -11,6 +11,7 @@ import torch
 import average_beliefs
 from hmrl.envs.wrappers.perturb import Change, Perturbation
 from hmrl.rollouts.collect import collect, seeded
+from hmrl.system.errors import UserError
 from hmrl.training import checkpoint, loading
 from support.toy import ToyDataModule, checkpoint_of, tiny_module, toy_data
 
@@ -102,7 +103,7 @@ def test_what_cannot_be_is_refused(
     monkeypatch.chdir(tmp_path)
     Path("there.ckpt").touch()
     written(Path("agent.ckpt"), **networks)
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(UserError, match=said):
         run(monkeypatch, "agent.ckpt", *arguments)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["agent.ckpt", "there.ckpt"]
 
@@ -115,6 +116,6 @@ def test_a_checkpoint_that_could_not_be_tested_is_refused(
     saved = torch.load("agent.ckpt", weights_only=True)
     del saved["hyper_parameters"]["actor_critic"]["critic_layer_norm"]
     torch.save(saved, "agent.ckpt")
-    with pytest.raises(SystemExit, match="critic_layer_norm"):
+    with pytest.raises(UserError, match="critic_layer_norm"):
         run(monkeypatch, "agent.ckpt")
     assert [p.name for p in tmp_path.iterdir()] == ["agent.ckpt"]

@@ -15,6 +15,7 @@ import trials
 from hmrl.envs.benchmarks import ACTION_DIM, OBSERVATION_DIM, Goals
 from hmrl.evaluation.metaworld_protocol import SearchingTrialAgent, TrialAgent
 from hmrl.rollouts.collect import seeded
+from hmrl.system.errors import UserError
 from hmrl.training import loading
 from hmrl.training.module import HierarchicalMetaRL
 from hmrl.types import Acting, EnvStep, Split
@@ -198,7 +199,7 @@ def test_what_cannot_be_played_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = tiny_module(toy_data(), **networks)
-    with pytest.raises(SystemExit, match=f"trials: .*{re.escape(said)}"):
+    with pytest.raises(UserError, match=re.escape(said)):
         run(monkeypatch, module, tmp_path, *arguments)
 
 
@@ -213,5 +214,5 @@ def test_worlds_that_meta_worlds_protocol_refuses_are_refused(
     monkeypatch.setattr(loading, "MetaWorldDataModule", lambda **hparams: toy_data(**hparams | world))
     torch.save(checkpoint_of(agent(), toy_data()), tmp_path / "agent.ckpt")
     monkeypatch.setattr("sys.argv", ["trials", str(tmp_path / "agent.ckpt")])
-    with pytest.raises(SystemExit, match=r"trials: data\."):
+    with pytest.raises(UserError, match=r"data\."):
         trials.main()
