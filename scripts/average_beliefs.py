@@ -20,6 +20,7 @@ from hmrl.envs.benchmarks import Goals
 from hmrl.himeta.average_beliefs import AverageBeliefs
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.system.errors import UserError
+from hmrl.system.paths import file_to_write
 from hmrl.training import checkpoint
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.loading import agent_of, data_of
@@ -60,7 +61,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--out", type=Path, help="file to write (default: beside it, as NAME.beliefs.ckpt)")
+    parser.add_argument("--out", type=file_to_write, help="a file (default: beside it, as NAME.beliefs.ckpt)")
     parser.add_argument("--rollouts", type=int, default=3, help="rollouts of training's size (default: 3)")
     options = parser.parse_args()
     path: Path = options.checkpoint

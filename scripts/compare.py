@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hmrl.cli.messages import one_sentence
-from hmrl.system.errors import UserError
+from hmrl.training import checkpoint
 
 # Not the callbacks, which hold paths.
 LEARNT = ("state_dict", "optimizer_states", "MetaWorldDataModule", "hyper_parameters")
@@ -47,9 +47,7 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
 
 def learnt(path: str | Path) -> dict[str, Any]:
     """What training left in a checkpoint."""
-    if not Path(path).is_file():
-        raise UserError(f"there is no checkpoint {path}")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = checkpoint.load(path)
     return {key: content[key] for key in LEARNT if key in content}
 
 

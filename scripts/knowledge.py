@@ -25,6 +25,7 @@ from hmrl.envs.benchmarks import Goals, benchmark
 from hmrl.himeta.formulas import mutual_information
 from hmrl.rollouts.collect import collect, seeded
 from hmrl.system.errors import UserError
+from hmrl.system.paths import file_to_write
 from hmrl.training import checkpoint
 from hmrl.training.datamodule import MetaWorldDataModule
 from hmrl.training.loading import agent_of, data_of
@@ -122,14 +123,18 @@ def main() -> None:
     parser.add_argument("--decisions", type=int, nargs="+", default=[0, 5, 25, 50, 100, 200])
     parser.add_argument("--dimension", type=int, default=6, help="of the observation (default: 6)")
     parser.add_argument("--seed", type=int, default=1000)
-    parser.add_argument("--out", type=Path, help="a JSON file, too")
+    parser.add_argument("--out", type=file_to_write, help="a JSON file, too")
     options = parser.parse_args()
     saved = checkpoint.load(options.checkpoint)
     agent, trained = agent_of(saved), data_of(saved)
     if not agent.policy.categorical_entries:
         raise UserError(f"{options.checkpoint} is of an agent whose belief has no categories")
     rollout = episodes(agent, trained, options.families, options.episodes, options.seed)
-    decisions = [t for t in options.decisions if t < len(rollout.action)]
+    decisions = [t for t in options.decisions if 0 <= t < len(rollout.action)]
+    if not decisions:
+        raise UserError(f"--decisions has none of an episode's, 0 to {len(rollout.action) - 1}")
+    if not 0 <= options.dimension < (size := rollout.observation.shape[-1]):
+        raise UserError(f"--dimension is {options.dimension}: use 0 to {size - 1}")
     found = findings(agent, rollout, decisions, options.dimension)
     print(f"I(category; family) of at most {math.log(len(options.families)):.2f} nats, by decision:")
     print("  " + ", ".join(f"{t}: {value:.2f}" for t, value in found["information"].items()))

@@ -31,6 +31,7 @@ from hmrl.himeta.normalizer import GoalScaler
 from hmrl.himeta.policy import HierarchicalPolicy
 from hmrl.rollouts.collect import seeded
 from hmrl.system.errors import UserError
+from hmrl.system.paths import file_to_write
 from hmrl.system.rules import as_config
 from hmrl.training import checkpoint
 from hmrl.training.loading import agent_of
@@ -123,7 +124,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=800)
     parser.add_argument("--decisions", type=int, nargs="+", default=[5, 25, 50, 100, 200])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="a JSON file, too")
+    parser.add_argument("--out", type=file_to_write, help="a JSON file, too")
     options = parser.parse_args()
     saved = checkpoint.load(options.checkpoint)
     episodes = episodes_of(saved, options.checkpoint)

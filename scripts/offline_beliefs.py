@@ -32,6 +32,7 @@ from hmrl.himeta.policy import HierarchicalPolicy, build_policy
 from hmrl.rollouts.collect import seeded
 from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.system.errors import UserError
+from hmrl.system.paths import file_to_write
 from hmrl.system.rules import as_config
 from hmrl.training import checkpoint
 from hmrl.training.compatibility import check_settings
@@ -164,7 +165,7 @@ def main() -> None:
     )
     parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--out", type=Path, help="a JSON file, too")
+    parser.add_argument("--out", type=file_to_write, help="a JSON file, too")
     options = parser.parse_args()
     saved = checkpoint.load(options.checkpoint)
     episodes = episodes_of(saved, options.checkpoint)

@@ -29,15 +29,25 @@ _NAMES = {"noise_std": "standard deviation of the noise (m)", "missing.probabili
 def test(checkpoint: str, run_dir: Path, setting: str, level: float, options: list[str]) -> dict[str, Any]:
     """The results file of one agent at one level."""
     path = results_path(run_dir, "first_episode")
-    if path.exists() and json.loads(path.read_text())["checkpoint"] != checkpoint:
+    if path.exists() and read(path)["checkpoint"] != checkpoint:
         raise UserError(f"{path} is of another checkpoint: choose another --out, or another label")
     if not path.exists():
         command = [sys.executable, "-m", "hmrl", "test", "--config", "configs/ml10.yaml", *options]
         command += ["--ckpt_path", checkpoint, "--run_dir", str(run_dir)]
         command += [f"--data.test.perturbation.{setting}", str(level)]
         if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
-            raise UserError(f"hmrl test of {checkpoint} failed, and said why: nothing is drawn")
-    results: dict[str, Any] = json.loads(path.read_text())
+            raise UserError(f"hmrl test of {checkpoint} failed: nothing is drawn")
+        if not path.exists():
+            raise UserError(f"hmrl test did not write {path}: use the protocol first_episode")
+    return read(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A results file."""
+    try:
+        results: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
     return results
 
 

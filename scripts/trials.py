@@ -25,6 +25,7 @@ from hmrl.evaluation.metaworld_protocol import SearchingTrialAgent, TrialAgent
 from hmrl.evaluation.protocols import Adaptation, EvaluationConfig
 from hmrl.rollouts.collect import few_threads, seeded
 from hmrl.system.errors import UserError
+from hmrl.system.paths import file_to_write
 from hmrl.training import checkpoint
 from hmrl.training.compatibility import check_deviations
 from hmrl.training.datamodule import MetaWorldDataModule
@@ -102,13 +103,11 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10, help="of adaptation")
     parser.add_argument("--goals", type=int, default=20, help="a family, each with one trial")
     parser.add_argument("--seed", type=int, default=1, help="of goals and actions")
-    parser.add_argument("--out", type=Path, help="a CSV file, too")
+    parser.add_argument("--out", type=file_to_write, help="a CSV file, too")
     options = parser.parse_args()
     for name, least in (("episodes", 1), ("goals", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} is {getattr(options, name)}: use {least} or more")
-    if options.out and options.out.is_dir():
-        raise UserError(f"--out is {options.out}, which is a folder: name a file")
     saved = checkpoint.load(options.checkpoint)
     agent = agent_of(saved)
     check_deviations(saved, [Acting()], training=False)

@@ -44,7 +44,7 @@ def rollout_metrics(rollout: Rollout, probabilities: Tensor) -> dict[str, Tensor
         sums = sum_over_ranks(sums_by_group(in_order, rollout.family, families))
         rates = sums[present] / count[present].unsqueeze(1) * rollout.episodes
         for n, rate in enumerate(rates.mean(0), start=1):
-            metrics[f"rollout/success_in_episode_{n}/mean"] = rate
+            metrics[f"rollout/success{block}_in_episode_{n}/mean"] = rate
     for i in present.nonzero().flatten().tolist():
         family = rollout.families[i]
         metrics[f"rollout/success/{family}"] = won[i] / count[i]

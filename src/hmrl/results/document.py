@@ -78,7 +78,10 @@ class Document:
 
     def trials(self) -> str:
         """Success by episode of a trial; empty if nothing is of trials."""
-        over = f"Rollouts: mean of the last {self.window:,.0f} environment steps."
+        over = (
+            f"Rollouts: trailing mean over {self.window:,.0f} environment steps, at the end of a method's "
+            "shortest run."
+        )
         note = "Lines: means over seeds; bands as in the table's brackets, but for one seed none."
         return _section(
             "## Adaptation within a trial",

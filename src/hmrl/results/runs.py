@@ -132,13 +132,17 @@ class Runs:
         return dict(sorted(tables.items(), key=lambda x: (order.index(x[0][0]), x[0][1], x[0][2] == "test")))
 
     def _of_rollouts(self, window: float) -> dict[tuple[str, str, str], pd.DataFrame]:
-        """As :meth:`trials`, of training rollouts, where each seed of a method was trained on trials."""
+        """As :meth:`trials`, of training rollouts, where each seed of a method was trained on trials.
+
+        At the end of the method's shortest run, as far as its learning curve goes.
+        """
         names = {int(match[1]): name for name in self.metrics if (match := _IN_EPISODE.fullmatch(name))}
         tables = {}
         for method, seeds in self.metrics.groupby("method")["seed"].nunique().items():
             logs = {n: self.series(method, names[n]) for n in sorted(names)}
+            end = min((steps[-1] for of in logs.values() for steps, _ in of), default=0)
             ends = {
-                n: [trailing_mean(*log, window)[-1] for log in of]
+                n: [trailing_mean(steps, values, window)[steps <= end][-1] for steps, values in of]
                 for n, of in logs.items()
                 if len(of) == seeds
             }

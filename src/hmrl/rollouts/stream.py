@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from hmrl.rollouts.replay import TrajectoryReplay
+from hmrl.system.memory import give_back_memory
 from hmrl.types import Rollout
 
 T = TypeVar("T")
@@ -40,3 +41,4 @@ class RolloutStream(Generic[T]):
             yield from map(self.draw, range(self.length))
         finally:
             self.close()
+            give_back_memory()  # that of simulators, after an evaluation

@@ -11,14 +11,11 @@ _KEPT = 128 << 20  # bytes at the top of a heap, about what a gradient step allo
 
 
 def keep_heaps_small() -> None:
-    """Two heaps for all threads, and large blocks outside them. Call it before simulators are made.
+    """Two heaps for all threads, that keep what a gradient step frees. Call it before simulators are made.
 
-    Simulators and their threads come and go with evaluations. A heap of its own for each thread stays
-    behind partly filled; and once a large block has been freed, glibc would take the next ones from a
-    heap, where they leave holes. Together, that made a run of the smoke configuration grow by a fifth.
-
-    Between two gradient steps memory is kept: to give it back and fetch it again, page by page, took a
-    fifth of the time of learning. :func:`give_back_memory` returns it once an iteration.
+    Simulators and their threads come and go with evaluations. A heap of its own for each thread would stay
+    behind partly filled. To give memory back after a gradient step and fetch it again in the next one,
+    page by page, took a fifth of the time of learning; :func:`give_back_memory` does it once an iteration.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

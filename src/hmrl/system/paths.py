@@ -34,3 +34,16 @@ def local_path(given: Any, name: str, *, folder: bool = True) -> Path:
     if folder and not os.path.isdir(there):
         raise UserError(f"{name} is {text}: {there} is a file, but it must be a folder")
     return path
+
+
+def file_to_write(given: Any) -> Path:
+    """``given`` as ``--out`` of a program that writes one file, checked before its work is done.
+
+    Raises:
+        UserError: if it is a folder, or cannot be in one.
+    """
+    path = local_path(given, "--out", folder=False)
+    if path.is_dir():
+        raise UserError(f"--out is {path}, which is a folder: name a file")
+    local_path(path.parent, "--out")
+    return path

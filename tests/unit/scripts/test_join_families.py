@@ -51,6 +51,26 @@ def test_a_run_keeps_that_it_is_fine_tuned(tmp_path: Path, monkeypatch: pytest.M
     assert read([str(tmp_path / "joined/ours-seed1")], "sampled").fine_tuned == {"ours"}
 
 
+def test_runs_that_were_trained_otherwise_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [run(tmp_path, family, 1, 0.5) for family in ("reach", "push")]
+    for changed, said in (
+        (
+            "seed_everything: 1\ninit_from: some.ckpt\n",
+            "and .*push_ours-seed1 differ in init_from",
+        ),
+        ("seed_everything: 7\n", "push_ours-seed1 has seed_everything 7"),
+    ):
+        (runs[1] / "config.yaml").write_text(changed)
+        with pytest.raises(UserError, match=said):
+            joined(monkeypatch, runs, tmp_path / "joined")
+    (runs[1] / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"push_ours-seed1 has no config\.yaml"):
+        joined(monkeypatch, runs, tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()
+
+
 def test_what_is_no_mean_over_equal_families_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,8 +79,9 @@ def test_what_is_no_mean_over_equal_families_is_refused(
     for runs, said in (
         ([first[0], first[0]], "are the same family, method and seed"),
         ([*first, run(tmp_path, "reach", 2, 0.5)], "ours-seed2 has reach, but ours-seed1 has reach, push"),
-        ([first[0], shorter], "the runs of ours-seed1 logged at different environment steps"),
-        ([tmp_path / "none"], "none has training rollouts of 0 families"),
+        ([first[0], shorter], "logged at different environment steps, the last 2,000,000 and 1,900,000"),
+        ([tmp_path / "none"], "there is no run directory .*none"),
+        ([tmp_path], "has logged training rollouts of 0 families, not of one"),
     ):
         with pytest.raises(UserError, match=said):
             joined(monkeypatch, runs, tmp_path / "joined")

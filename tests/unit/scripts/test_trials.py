@@ -188,7 +188,6 @@ def test_beliefs_are_another_way_to_adapt_than_memory(
         ({}, ("--episodes", 0), "--episodes is 0: use 1 or more"),
         ({}, ("--goals", 0), "--goals is 0: use 1 or more"),
         ({}, ("--seed", -1), "--seed is -1: use 0 or more"),
-        ({}, ("--out", "."), "--out is ., which is a folder: name a file"),
     ],
 )
 def test_what_cannot_be_played_is_refused(

@@ -175,6 +175,7 @@ def test_metrics_of_a_rollout_leave_an_absent_family_out(episodes: int) -> None:
     assert {name.replace("_in_block", "") for name in metrics} == expected.keys()
     assert "rollout/success/push" not in metrics
     assert "rollout/success/mean" not in metrics  # it is not of all training families
+    assert not any(name.startswith("rollout/success_in_episode") for name in metrics)
     for name, value in metrics.items():
         assert torch.isfinite(value), name
         torch.testing.assert_close(value, expected[name.replace("_in_block", "")])
