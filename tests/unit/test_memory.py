@@ -23,7 +23,7 @@ def faults(size, blocks):
     for block in reversed(held):
         libc.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-for size in (1 << 20, 16 << 20):
+for size in (1 << 20, 8 << 20):
     blocks = (100 << 20) // size
     faults(size, blocks)
     print(faults(size, blocks) * resource.getpagesize() / (size * blocks))
@@ -32,7 +32,7 @@ for size in (1 << 20, 16 << 20):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
 def test_memory_of_a_gradient_step_is_fetched_once() -> None:
-    """A hundred mebibytes in blocks of one or of sixteen: freed, and not fetched again."""
+    """A hundred mebibytes in blocks of one or of eight: freed, and not fetched again."""
     command = [sys.executable, "-c", PROGRAM]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(float(share) < 0.1 for share in said.split()), said

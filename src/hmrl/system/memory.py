@@ -6,16 +6,19 @@ import ctypes
 from contextlib import suppress
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
-_LARGE = 32 << 20  # bytes; a gradient step's tensors are smaller
+_LARGE = 12 << 20  # bytes; a simulator's model and data are larger, tensors of a gradient step smaller
 _KEPT = 128 << 20  # bytes at the top of a heap, about what a gradient step allocates and frees
 
 
 def keep_heaps_small() -> None:
-    """Two heaps for all threads, that keep what a gradient step frees. Call it before simulators are made.
+    """Two heaps for all threads, and large blocks outside them. Call it before simulators are made.
 
-    Simulators and their threads come and go with evaluations. A heap of its own for each thread would stay
-    behind partly filled. To give memory back after a gradient step and fetch it again in the next one,
-    page by page, took a fifth of the time of learning; :func:`give_back_memory` does it once an iteration.
+    Simulators and their threads come and go with evaluations. A heap of its own for each thread stays
+    behind partly filled; and once a large block has been freed, glibc would take the next ones from a
+    heap, where they leave holes. Together, that made a run of the smoke configuration grow by a fifth.
+
+    The heaps keep what a gradient step frees. To give it back and fetch it again in the next step, page by
+    page, took a fifth of the time of learning; :func:`give_back_memory` does it once an iteration.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
