@@ -127,11 +127,11 @@ def main() -> None:
     parser.add_argument("--out", type=file_to_write, help="a JSON file, too")
     options = parser.parse_args()
     saved = checkpoint.load(options.checkpoint)
-    episodes = episodes_of(saved, options.checkpoint)
-    if not episodes.hidden_goal.shape[1]:
-        raise UserError(f"{options.checkpoint} holds no goals: nobody was told them in training")
     names = saved["hyper_parameters"]["families"]
     with seeded(options.seed):
+        episodes = episodes_of(saved, options.checkpoint)  # which shuffles them
+        if not episodes.hidden_goal.shape[1]:
+            raise UserError(f"{options.checkpoint} holds no goals: nobody was told them in training")
         parts = torch.randperm(len(episodes.family)).tensor_split([len(episodes.family) // 5])
         tested, learnt = (episodes.select(part) for part in parts)
         policy = policy_of(saved, options.encoder, learnt)

@@ -168,7 +168,8 @@ def main() -> None:
     parser.add_argument("--out", type=file_to_write, help="a JSON file, too")
     options = parser.parse_args()
     saved = checkpoint.load(options.checkpoint)
-    episodes = episodes_of(saved, options.checkpoint)
+    with seeded(0):  # it shuffles them
+        episodes = episodes_of(saved, options.checkpoint)
     print(f"error on {len(episodes.family) // 5} of {len(episodes.family)} episodes")
     found = compare(saved, episodes, options.beliefs, options.seeds, options.updates)
     if options.out:

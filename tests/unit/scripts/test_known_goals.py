@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 import known_goals
 from hmrl.rollouts.collect import seeded
+from hmrl.rollouts.replay import TrajectoryReplay
 from hmrl.system.errors import UserError
 from support.agents import G, build_module, encoder_config, random_rollout, trajectories, vae_config
 
@@ -55,3 +58,22 @@ def test_an_agent_without_memory_is_refused() -> None:
     saved["hyper_parameters"]["task_encoder"] = None
     with pytest.raises(UserError, match="without a task encoder"):
         known_goals.policy_of(saved, None, trajectories(random_rollout()))
+
+
+def test_the_same_seed_gives_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was drawn before: the replay is shuffled before it is divided."""
+    replay = TrajectoryReplay(40)
+    for seed in range(10):
+        replay.append(random_rollout(seed=seed))
+    saved = checkpoint() | {"ToyDataModule": {"replays": [replay.state_dict()]}}
+    monkeypatch.setattr(known_goals.checkpoint, "load", lambda path: saved)
+    found = []
+    for before in (1, 2):
+        torch.manual_seed(before)
+        out = tmp_path / f"{before}.json"
+        options = ["--encoder", "change", "--updates", "2", "--decisions", "0", "2", "--out", str(out)]
+        monkeypatch.setattr("sys.argv", ["known_goals", "last.ckpt", *options])
+        known_goals.main()
+        found.append(json.loads(out.read_text())["unexplained"])
+    assert found[0] == found[1]
+    assert found[0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import offline_beliefs
 from hmrl.rollouts.replay import TrajectoryReplay
@@ -83,3 +85,19 @@ def test_weights_without_episodes_are_refused() -> None:
     del saved["ToyDataModule"]
     with pytest.raises(UserError, match=r"no replayed episodes: use the last\.ckpt"):
         offline_beliefs.episodes_of(saved, Path("agent.weights.ckpt"))
+
+
+def test_the_same_seeds_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was drawn before: the replay is shuffled before it is divided."""
+    saved = checkpoint()
+    monkeypatch.setattr(offline_beliefs.checkpoint, "load", lambda path: saved)
+    found = []
+    for before in (1, 2):
+        torch.manual_seed(before)
+        out = tmp_path / f"{before}.json"
+        options = ["--beliefs", "categorical:4", "--seeds", "1", "--updates", "2", "--out", str(out)]
+        monkeypatch.setattr("sys.argv", ["offline_beliefs", "last.ckpt", *options])
+        offline_beliefs.main()
+        result = json.loads(out.read_text())["beliefs"]["categorical:4"]
+        found.append((result["before"], result["after"]))
+    assert found[0] == found[1]
