@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -191,7 +192,7 @@ def test_success_against_noise_is_drawn_from_the_results_files(
 ) -> None:
     commands: list[list[str]] = []
 
-    def run(command: list[str], **_: Any) -> None:
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         commands.append(command)
         folder = Path(command[command.index("--run_dir") + 1])
         folder.mkdir(parents=True)
@@ -201,6 +202,7 @@ def test_success_against_noise_is_drawn_from_the_results_files(
         (folder / "test-first_episode.json").write_text(
             json.dumps({"scores": scores, "checkpoint": checkpoint})
         )
+        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(robustness.subprocess, "run", run)
     monkeypatch.chdir(tmp_path)
@@ -233,10 +235,24 @@ def test_success_against_noise_is_drawn_from_the_results_files(
     robustness.main()  # another setting has files of its own
     assert len(commands) == 5
     monkeypatch.setattr(sys, "argv", ["robustness.py", "a=b.ckpt", "--out", str(tmp_path), "--levels", "0.1"])
-    with pytest.raises(SystemExit, match="is of another checkpoint"):
+    with pytest.raises(UserError, match="is of another checkpoint"):
         robustness.main()
     monkeypatch.setattr(sys, "argv", ["robustness.py", "a=none.ckpt", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match=r"a=none\.ckpt names no checkpoint"):
         robustness.main()
-    assert "a=none.ckpt names no checkpoint" in capsys.readouterr().err
     assert {p.name for p in tmp_path.glob("robustness.p*")} == {"robustness.png", "robustness.pdf"}
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(2, "hmrl test of a.ckpt failed"), (0, "hmrl test did not write")]
+)
+def test_a_test_that_leaves_no_results_is_refused(
+    code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.CompletedProcess[bytes]([], code)
+    monkeypatch.setattr(robustness.subprocess, "run", lambda *_, **__: ended)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.ckpt").touch()
+    monkeypatch.setattr(sys, "argv", ["robustness.py", "a=a.ckpt", "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=said):
+        robustness.main()
