@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from hmrl.cli.messages import one_sentence
 from hmrl.results.file import results_path
+from hmrl.results.reading import read_json
 from hmrl.system.errors import UserError
 
 _NAMES = {"noise_std": "standard deviation of the noise (m)", "missing.probability": "share that is missing"}
@@ -29,7 +30,7 @@ _NAMES = {"noise_std": "standard deviation of the noise (m)", "missing.probabili
 def test(checkpoint: str, run_dir: Path, setting: str, level: float, options: list[str]) -> dict[str, Any]:
     """The results file of one agent at one level."""
     path = results_path(run_dir, "first_episode")
-    if path.exists() and read(path)["checkpoint"] != checkpoint:
+    if path.exists() and read_json(path)["checkpoint"] != checkpoint:
         raise UserError(f"{path} is of another checkpoint: choose another --out, or another label")
     if not path.exists():
         command = [sys.executable, "-m", "hmrl", "test", "--config", "configs/ml10.yaml", *options]
@@ -39,15 +40,7 @@ def test(checkpoint: str, run_dir: Path, setting: str, level: float, options: li
             raise UserError(f"hmrl test of {checkpoint} failed: nothing is drawn")
         if not path.exists():
             raise UserError(f"hmrl test did not write {path}: use the protocol first_episode")
-    return read(path)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A results file."""
-    try:
-        results: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+    results: dict[str, Any] = read_json(path)
     return results
 
 

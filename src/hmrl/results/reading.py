@@ -184,7 +184,7 @@ def _read_run(argument: str, mode: str) -> _Tables:
     scores: list[dict[str, Any]] = []
     found = _numbers(path)
     for file in sorted(path.glob("test-*.json")):
-        content = _read_json(file)
+        content = read_json(file)
         if not (rows := read_result(content, file, mode)):
             continue
         for other in scores:
@@ -322,7 +322,7 @@ def _revision(git: Mapping[str, Any] | None) -> str | None:
 def _numbers(folder: Path) -> dict[tuple[str, str], float]:
     """Split and name -> mean over families; ``pooled`` marks correlation and agreement that are pooled."""
     found: dict[tuple[str, str], float] = {}
-    content = _read_json(folder / "latents" / "latents.json")
+    content = read_json(folder / "latents" / "latents.json")
     for split in SPLITS:
         own = content.get(split) or {}
         numbers = {f"probe/{name}": value for name, value in (own.get("probe") or {}).items()}
@@ -334,7 +334,7 @@ def _numbers(folder: Path) -> dict[tuple[str, str], float]:
             numbers["pooled"] = None if "over_families" in own else 1.0
         numbers |= {name: own[name] for name in ("agreement", "agreement_by_chance") if name in own}
         found |= {(split, name): value for name, value in numbers.items() if value is not None}
-    if blocks := _read_json(folder / "forgetting.json").get("blocks"):  # of a curriculum; the last one counts
+    if blocks := read_json(folder / "forgetting.json").get("blocks"):  # of a curriculum; the last one counts
         found["train", "forgetting/blocks"] = float(len(blocks))
         last = blocks[-1] | {"success": blocks[-1]["success"]["train"]}
         for name in ("success", "forgetting", "backward_transfer"):
@@ -360,7 +360,7 @@ def _trials(content: Any, path: Path, protocol: str) -> dict[tuple[str, str], fl
     return found
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     """Contents of a JSON file, or nothing where there is none."""
     try:
         return json.loads(path.read_text()) if path.is_file() else {}
