@@ -46,6 +46,8 @@ def read(run: Path) -> tuple[str, pd.Series, dict[str, Any]]:
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} has no config.yaml, which says how its agent was trained")
     settings = read_yaml(run / "config.yaml")
+    if not isinstance(settings, dict) or not isinstance(settings.get("data", {}), dict):
+        raise UserError(f"{run / 'config.yaml'} is no configuration of hmrl fit")
     settings.pop("run_dir", None)
     settings.get("data", {}).pop("train_families", None)
     return families[0], metrics.set_index("step")[_ROLLOUT + families[0]].dropna(), settings

@@ -12,7 +12,9 @@ import torch
 import yaml
 
 from hmrl.cli.main import main
+from hmrl.results.file import ORIGIN
 from hmrl.rollouts.collect import seeded
+from hmrl.system.errors import UserError
 from hmrl.training.checkpoint import load
 from support.paths import TINY
 from support.runs import Run, assert_same, fit, fit_iterations, learning_state
@@ -49,6 +51,8 @@ def test_a_resumed_fine_tuned_run_is_the_straight_one(frozen: list[str], tmp_pat
     began = straight.last["init_from"]
     assert (began["path"], began["families"]) == (str(weights), list(source.data.families))
     assert resumed.last["init_from"] == began
+    assert json.loads((tmp_path / "resumed" / ORIGIN).read_text()) == began
+    assert not (tmp_path / "source" / ORIGIN).exists()
     assert resumed.last["hyper_parameters"]["frozen"] == frozen
     there, here = source.last["state_dict"], resumed.last["state_dict"]
     kept = [f"policy.{level}." for level in frozen]
@@ -104,6 +108,16 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_goals_are_hidden_from_an_agent_that_was_not_shown_them(tmp_path: Path) -> None:
+    """In Python, where nothing is checked before training."""
+    fit_iterations(tmp_path / "source", 1)
+    data = toy_data(**NEW, goals_shown=True)
+    module = tiny_module(data)
+    module.init_from(tmp_path / "source" / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match=r"was trained with data\.goals_shown False, and here it is True"):
+        fit(tmp_path / "tuned", STEPS, data=data, module=module)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("toy_world")
 def test_the_same_command_goes_on_and_another_origin_is_refused(
@@ -112,7 +126,6 @@ def test_the_same_command_goes_on_and_another_origin_is_refused(
     fit_iterations(tmp_path / "source", 1)
     origin, run = tmp_path / "source" / "checkpoints" / "last.ckpt", tmp_path / "run"
     last = run / "checkpoints" / "last.ckpt"
-    shutil.copy(origin, tmp_path / "other.ckpt")
 
     def command(iterations: int, *more: str) -> None:
         budget = ["--budget.env_steps", str(iterations * STEPS), "--ckpt_path", "last"]
@@ -130,7 +143,11 @@ def test_the_same_command_goes_on_and_another_origin_is_refused(
     assert "nothing has learnt their weights" in refused(run, "--model.frozen", "[macro_vae]")
     command(1, "--init_from", str(origin))
     began = load(last)["init_from"]
-    command(2, "--init_from", str(origin))
+    same = tmp_path / "same.ckpt"
+    shutil.copy(origin, same)
+    command(2, "--init_from", str(same))
+    fit_iterations(tmp_path / "further", 2)
+    shutil.copy(tmp_path / "further" / "checkpoints" / "last.ckpt", tmp_path / "other.ckpt")
     shutil.rmtree(tmp_path / "source")  # what goes on does not need it
     command(3)
     assert int(load(last)["state_dict"]["iteration"]) == 3

@@ -236,6 +236,67 @@ def test_a_report_that_is_refused_does_not_hide_a_failure(
         main([str(sweep_file), "--out", str(tmp_path / "out")])
 
 
+def test_a_report_is_on_all_that_is_finished(sweep_file: Path, commands: Commands, tmp_path: Path) -> None:
+    """Whatever ran now: it takes the place of the last one."""
+    for only in ("full", "flat"):
+        main([str(sweep_file), "--out", str(tmp_path / "out"), "--only", only])
+    names = [name for name in ALL if "n3" not in name]
+    folders = [str(tmp_path / "out" / name) for name in names]
+    assert commands.reported[-1][:4] == folders
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("data.horizon", 60, "trained with data.horizon 50, but the sweep file has 60"),
+        ("data.modes", "{sampled: {action: mean}}", 'trained with data.modes "sample", .* has {sampled'),
+        ("data.train_families", ["push"], r'trained with data.train_families \["reach"\], .* has \["push"\]'),
+    ],
+)
+@pytest.mark.parametrize("tested", [True, False])
+def test_runs_of_another_sweep_are_no_results_of_this_one(
+    name: str,
+    value: Any,
+    said: str,
+    tested: bool,
+    sweep_file: Path,
+    commands: Commands,
+    tmp_path: Path,
+) -> None:
+    arguments = [str(sweep_file), "--out", str(tmp_path / "out"), "--only", "n3"]
+    main(arguments)
+    run = tmp_path / "out" / "n3-seed1"
+    recorded = {"horizon": 50, "train_families": ["reach"], "modes": {"sampled": {"action": "sample"}}}
+    config = {"budget": {"env_steps": BUDGET}, "data": recorded, "model": {"macro_vae": {"n": 3.0}}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    if not tested:
+        (run / "test-first_episode.json").unlink()
+    commands.asked.clear()
+    main([*arguments, "--dry_run"])  # the same sweep
+    content = yaml.safe_load(sweep_file.read_text())
+    content["runs"]["n3"]["set"][name] = value
+    sweep_file.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=f"{run} was {said}.*: choose another --out"):
+        main(arguments)
+    assert not commands.asked
+
+
+def test_a_checkpoint_that_is_not_there_is_said_before_anything_runs(
+    sweep_file: Path, commands: Commands, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(sweep_file.read_text())
+    out = tmp_path / "out"
+    for origin, refused in (("gone-{seed}.ckpt", True), (f"{out}/full-seed1/last.ckpt", False)):
+        content["runs"]["tuned"] = {"set": {"init_from": origin}}
+        sweep_file.write_text(yaml.safe_dump(content, sort_keys=False))
+        if refused:
+            with pytest.raises(UserError, match=r"tuned-seed1 begins from gone-1\.ckpt, and there is"):
+                main([str(sweep_file), "--out", str(out)])
+            assert not commands.asked
+        else:  # of a run before it in the sweep
+            main([str(sweep_file), "--out", str(out), "--dry_run"])
+
+
 def test_a_dry_run_runs_nothing(
     sweep_file: Path, commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,9 +348,11 @@ def test_a_setting_may_name_the_seed(sweep_file: Path, tmp_path: Path) -> None:
     """As where each run begins from the agent of its own seed; a test needs no such setting."""
     settings = {"init_from": "runs/a-seed{seed}/last.weights.ckpt", "data.horizon": 50}
     content = yaml.safe_load(sweep_file.read_text()) | {"runs": {"tuned": {"set": settings}}}
+    content["fit"]["wandb"] = {"name": "seed {seed}"}
     sweep_file.write_text(yaml.safe_dump(content))
     for seed, run in zip((1, 2), read(sweep_file, tmp_path), strict=True):
         assert run.fit[run.fit.index("--init_from") + 1] == f"runs/a-seed{seed}/last.weights.ckpt"
+        assert run.fit[run.fit.index("--wandb") + 1] == f'{{"name": "seed {seed}"}}'
         assert "--init_from" not in run.test
         assert run.test[run.test.index("--data.horizon") + 1] == "50"
 

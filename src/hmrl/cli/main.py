@@ -23,6 +23,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from hmrl.cli.messages import one_sentence
 from hmrl.cli.parser import INVOCATION, Parser
 from hmrl.evaluation.belief_search import check_beliefs
+from hmrl.results.file import digest
 from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
 from hmrl.system.terminal import hold_signals, is_first_process
@@ -40,6 +41,7 @@ from hmrl.training.callbacks import (
 )
 from hmrl.training.compatibility import (
     check_deviations,
+    check_goals_shown,
     check_network,
     check_rollout,
     check_settings,
@@ -143,21 +145,25 @@ class HmrlCLI(LightningCLI):
 
     def _origin(self, given: str | None, run_dir: str) -> str | None:
         """The checkpoint that a run begins from; one that goes on keeps its own."""
-        origin = None if given is None else str(local_path(given, "init_from", folder=False))
+        path = None if given is None else local_path(given, "init_from", folder=False)
         if not self._saved:
-            if run_directory.continues(run_dir, origin):
+            if run_directory.continues(run_dir, path):
                 raise UserError(
-                    f"init_from is {origin}, which the run in {run_dir} has written: continue it with "
+                    f"init_from is {path}, which the run in {run_dir} has written: continue it with "
                     "--ckpt_path last, or choose another --run_dir"
                 )
-            return origin
-        began: str | None = (self._saved.get("init_from") or {}).get("path")
-        if origin not in (None, began):
-            from_ = f"from {began}" if began else "from no other run's weights"
-            raise UserError(
-                f"init_from is {origin}, but the run that goes on began {from_}: leave init_from out, or "
-                "choose another --run_dir"
-            )
+            return str(path) if path else None
+        initial = self._saved.get("init_from") or {}
+        began: str | None = initial.get("path")
+        if path and str(path) != began:
+            # The same weights may lie elsewhere.
+            weights = digest(checkpoint.load(path)["state_dict"]) if path.is_file() else None
+            if not began or weights != initial["weights"]:
+                from_ = f"from {began}" if began else "from no other run's weights"
+                raise UserError(
+                    f"init_from is {path}, but the run that goes on began {from_}: leave init_from out, or "
+                    "choose another --run_dir"
+                )
         return began
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
@@ -216,11 +222,7 @@ class HmrlCLI(LightningCLI):
         else:
             if origin := self._get(self.config, "init_from"):
                 model.init_from(origin)
-                if (before := (model.initial or {})["goals_shown"]) != data.goals_shown:
-                    raise UserError(
-                        f"init_from is {origin}: its agent was trained with data.goals_shown {before}, and "
-                        f"here it is {data.goals_shown}: use the same"
-                    )
+                check_goals_shown(model.initial, data.goals_shown)
             model.check_frozen_have_learnt()
         if best["save_top_k"] not in (0, 1):  # several under one name: it would hold the last of them
             raise UserError(f"best_checkpoint.save_top_k is {best['save_top_k']}: use 1, or 0 for none")

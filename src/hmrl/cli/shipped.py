@@ -39,6 +39,11 @@ _Loader = get_yaml_default_loader()  # what jsonargparse reads everything with
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
+def parse_yaml(text: str) -> Any:
+    """What a setting on the command line means."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds, read as configurations are.
 
@@ -46,7 +51,7 @@ def read_yaml(path: Path) -> Any:
         UserError: if it is none, or has a key twice.
     """
     try:
-        return yaml.load(path.read_text(), Loader=_Loader)
+        return parse_yaml(path.read_text())
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from hmrl.cli.report import main as report
-from hmrl.cli.shipped import config_file, read_yaml
+from hmrl.cli.shipped import config_file, parse_yaml, read_yaml
 from hmrl.system.cores import keep_to, share_of_cores
 from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
@@ -35,11 +35,13 @@ class Run:
         fit: arguments of ``hmrl fit``.
         test: arguments of ``hmrl test``.
         folder: run directory, ``METHOD-seedN``.
+        settings: of the training, by dotted name, as the sweep file has them.
     """
 
     fit: list[str]
     test: list[str]
     folder: Path
+    settings: Mapping[str, str]
 
     def finished(self) -> bool:
         """Whether its results are there."""
@@ -55,6 +57,33 @@ class Run:
             return False
         budget: int = read_yaml(self.folder / "config.yaml")["budget"]["env_steps"]
         return env_steps_of(load(weights)) >= budget
+
+    def check(self, out: Path) -> None:
+        """Refuse what would fail after hours, or pass off older results as those of the sweep file.
+
+        Args:
+            out: folder of the sweep, whose runs may begin from one another.
+
+        Raises:
+            UserError: if the run was trained with other settings, or begins from what is not there.
+        """
+        if not self.finished():
+            origin = self.settings.get("init_from", "null")
+            if parse_yaml(origin) is not None:
+                path = local_path(origin, "init_from", folder=False)
+                if not path.is_file() and out.resolve() not in path.resolve().parents:
+                    raise UserError(f"{self.folder.name} begins from {path}, and there is no such checkpoint")
+            if not self.trained():
+                return
+        file = self.folder / "config.yaml"
+        config = read_yaml(file) if file.is_file() else {}
+        for name, word in self.settings.items():
+            for there, here in _both(config, name.split("."), parse_yaml(word)):
+                if there != here:
+                    raise UserError(
+                        f"{self.folder} was trained with {name} {json.dumps(there)}, but the sweep file has "
+                        f"{word}: choose another --out, or move that run away"
+                    )
 
 
 def read(path: Path, out: Path, only: Sequence[str] = ()) -> list[Run]:
@@ -107,10 +136,6 @@ def _run(sweep: Mapping[str, Any], name: str, seed: int, out: Path) -> Run:
             f"runs.{name} is {value!r}, but it must be a list of overlays, or a mapping with the list "
             "config and the mapping set"
         )
-    own["set"] = {
-        key: value.replace("{seed}", str(seed)) if isinstance(value, str) else value
-        for key, value in own["set"].items()
-    }
     folder = out / f"{name}-seed{seed}"
     common = []
     for file in [*sweep["base"], *own["config"]]:
@@ -121,15 +146,35 @@ def _run(sweep: Mapping[str, Any], name: str, seed: int, out: Path) -> Run:
     # What a test needs of a run's own settings; the model's are in the checkpoint.
     of_data = {key: value for key, value in own["set"].items() if key.startswith("data.")}
     weights = str(Path(checkpoint_dir(folder)) / "last.weights.ckpt")
-    fit = [*common, *_arguments(sweep.get("fit", {})), *_arguments(own["set"])]
-    test = [*common, *_arguments(sweep.get("test", {})), *_arguments(of_data)]
-    return Run(["fit", *fit, "--ckpt_path", "last"], ["test", *test, "--ckpt_path", weights], folder)
+    settings = _words(sweep.get("fit", {}), seed) | _words(own["set"], seed)
+    fit = [*common, *_arguments(settings), "--ckpt_path", "last"]
+    tested = _words(sweep.get("test", {}), seed) | _words(of_data, seed)
+    return Run(
+        ["fit", *fit], ["test", *common, *_arguments(tested), "--ckpt_path", weights], folder, settings
+    )
 
 
-def _arguments(settings: Mapping[str, Any]) -> list[str]:
-    """``{"a.b": [1]}`` -> ``["--a.b", "[1]"]``; JSON is YAML."""
+def _words(settings: Mapping[str, Any], seed: int) -> dict[str, str]:
+    """``{"a.b": ["{seed}"]}`` -> ``{"a.b": '["3"]'}``; JSON is YAML."""
     words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return {key: word.replace("{seed}", str(seed)) for key, word in words.items()}
+
+
+def _arguments(words: Mapping[str, str]) -> list[str]:
     return [part for key, word in words.items() for part in (f"--{key}", word)]
+
+
+def _both(there: Any, keys: Sequence[str], here: Any) -> Iterator[tuple[Any, Any]]:
+    """Values at the same place of a configuration and of a setting, which may leave out what is usual."""
+    for key in keys:
+        if not isinstance(there, dict) or key not in there:
+            return
+        there = there[key]
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key, value in here.items():
+            yield from _both(there, [key], value)
+    else:
+        yield there, here
 
 
 class Runner:
@@ -209,8 +254,8 @@ def main(args: Sequence[str]) -> None:
         UserError: for a sweep file that cannot be run, and if runs failed.
     """
     parser = argparse.ArgumentParser(prog="hmrl sweep", description=__doc__, allow_abbrev=False)
-    file = partial(local_path, name="FILE", folder=False)
-    parser.add_argument("file", type=file, help="such as sweeps/ablations")
+    path = partial(local_path, name="FILE", folder=False)
+    parser.add_argument("file", type=path, help="such as sweeps/ablations")
     folder = partial(local_path, name="--out")
     parser.add_argument("--out", type=folder, required=True, help="folder for METHOD-seedN and report/")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
@@ -222,14 +267,18 @@ def main(args: Sequence[str]) -> None:
     options = parser.parse_args(args)
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}: use 1 or more")
-    runs = read(Path(config_file(str(options.file))), options.out, options.only)
+    file = Path(config_file(str(options.file)))
+    runs = read(file, options.out, options.only)
+    for run in runs:
+        run.check(options.out)
     if options.dry_run:
         lines = (" ".join(["finished" if run.finished() else "to do", "hmrl", *run.fit]) for run in runs)
         print(*lines, sep="\n")
         return
     runner = Runner(runs, options.jobs, options.keep_checkpoints)
     runner()
-    if finished := [str(run.folder) for run in runs if run.finished()]:
+    # With --only, too, of all: a report takes the place of the last one.
+    if finished := [str(run.folder) for run in read(file, options.out) if run.finished()]:
         try:
             report([*finished, "--out", str(options.out / "report")])
         except UserError as refusal:

@@ -87,8 +87,8 @@ def learning(runs: Runs, evaluation: str, window: float) -> dict[str, Figure | N
         Panel("training families, evaluation", "success rate", (f"{evaluation}/train/mean",)),
         Panel("held-out families, evaluation", "success rate", (f"{evaluation}/test/mean",)),
     ]
-    train, test = (runs.families.get(split, ()) for split in SPLITS)
-    families = [Panel(f"train: {f}", "success rate", (f"rollout/success/{f}",), window) for f in train]
+    families = [Panel(f"train: {f}", "success rate", (f"rollout/success/{f}",), window) for f in runs.learnt]
+    test = runs.families.get("test", ())
     families += [Panel(f"test: {f}", "success rate", (f"{evaluation}/test/{f}",)) for f in test]
     latents = []
     logged = {name for name in runs.metrics if name.startswith("latents/")}

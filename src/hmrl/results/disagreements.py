@@ -10,7 +10,11 @@ from hmrl.results.tables import plain, span
 
 def disagreements(runs: Runs) -> list[str]:
     """A sentence for each thing that differs between runs and should not."""
-    found = []
+    found = [
+        f"The log of {method} lacks the beginning of training: no area, and no steps to success rates."
+        for method in runs.proper
+        if runs.begun_late(method)
+    ]
     results = runs.results.assign(run=_names(runs.results))
     for protocol in results["protocol"].unique():
         same = results[results["protocol"] == protocol]

@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # a report reads this schema without PyTorch
 
 SCHEMA = 1
 PRIMARY_MODE = "sampled"  # its metrics carry no suffix
+ORIGIN = "init_from.json"  # in a run directory: the entry init_from, where training began from other weights
 
 
 def protocol_label(described: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from hmrl.results.file import SCHEMA, protocol_label
+from hmrl.results.file import ORIGIN, SCHEMA, protocol_label
 from hmrl.results.runs import (
     AFTER_FINE_TUNING,
     FINE_TUNED,
@@ -143,24 +143,41 @@ def _is_reported(rows: pd.DataFrame, mode: str) -> pd.Series:
 
 
 def _families(runs: pd.DataFrame, scores: pd.DataFrame, metrics: pd.DataFrame) -> Families:
-    """Of each split, in the order of the first results, else of the columns; refuses different ones."""
+    """Of each split, in the order of the first results, else of the columns; refuses different ones.
+
+    Results are compared with results, and logs with logs: what was trained need not be what is tested.
+    """
     scores = scores[~scores["family"].isin(["mean", OFFICIAL])]
     first: Families = {}
     for split in SPLITS:
-        known = []
+        tested, logged = [], []
         for path, method, seed in runs[["path", *KEYS]].itertuples(index=False):
             own = scores[scores[KEYS].eq([method, seed]).all(axis=1) & (scores["split"] == split)]
-            if found := [tuple(families) for _, families in own.groupby("protocol", sort=False)["family"]]:
-                known += [(path, families) for families in found]
-            elif families := _logged_families(metrics[metrics[KEYS].eq([method, seed]).all(axis=1)], split):
-                known.append((path, families))
-        for path, families in known:
-            if set(families) != set(first.setdefault(split, known[0][1])):
-                raise UserError(
-                    f"{split} families differ, so their means cannot be compared: {', '.join(first[split])} "
-                    f"in {known[0][0]}, but {', '.join(families)} in {path}; report them separately"
-                )
+            found = [tuple(families) for _, families in own.groupby("protocol", sort=False)["family"]]
+            tested += [(path, families) for families in found]
+            if families := _logged_families(metrics[metrics[KEYS].eq([method, seed]).all(axis=1)], split):
+                logged.append((path, families, bool(found)))
+        _check_same(f"{split} families", tested, "report them separately")
+        # A log that nothing was tested of stands for its run.
+        untested = [(path, families) for path, families, found in logged if not found]
+        _check_same(f"{split} families", [*tested[:1], *untested], "report them separately")
+        _check_same(
+            f"the {split} families of training",
+            [(path, families) for path, families, _ in logged],
+            "report them separately, or test into other directories (--run_dir), which have no curves",
+        )
+        if known := [*tested, *untested]:
+            first[split] = known[0][1]
     return first
+
+
+def _check_same(what: str, known: Sequence[tuple[Path, tuple[str, ...]]], instead: str) -> None:
+    for path, families in known:
+        if set(families) != set(known[0][1]):
+            raise UserError(
+                f"{what} differ, so their means cannot be compared: {', '.join(known[0][1])} in "
+                f"{known[0][0]}, but {', '.join(families)} in {path}; {instead}"
+            )
 
 
 def _logged_families(metrics: pd.DataFrame, split: Split) -> tuple[str, ...]:
@@ -207,7 +224,9 @@ def _read_run(argument: str, mode: str) -> _Tables:
         raise UserError(f"cannot tell the seed of {path}: name the directory ...-seed<N>")
     run = {"method": label or _SEED.sub("", name) or path.resolve().parent.name, "seed": seed}
     pictures = tuple(sorted((path / "latents").glob("*.png")))
-    if _CONFIGURED_ORIGIN.search(config) or any(of["protocol"].endswith(AFTER_FINE_TUNING) for of in scores):
+    # The file is there of what was trained from Python, too; older runs have none.
+    began = (path / ORIGIN).is_file() or _CONFIGURED_ORIGIN.search(config)
+    if began or any(of["protocol"].endswith(AFTER_FINE_TUNING) for of in scores):
         found["train", FINE_TUNED] = 1.0
     numbers = [
         {**run, "split": split, "name": name, "value": value} for (split, name), value in found.items()
@@ -410,6 +429,9 @@ def _read_tables(folder: Path, mode: str) -> _Tables:
     has_mode = scores["mode"].eq(mode).groupby([scores[key] for key in RESULT]).transform("any")
     scores = scores[has_mode | scores["agent"].isin(ROLES)]
     metrics = metrics.dropna(how="all", subset=metrics.columns.drop([*KEYS, "step"]))
+    tuned = scores.loc[scores["protocol"].str.endswith(AFTER_FINE_TUNING), KEYS]
+    marks = tuned.assign(split="train", name=FINE_TUNED, value=1.0)
+    numbers = pd.concat([numbers, marks]).drop_duplicates([*KEYS, "split", "name"])
     runs = pd.concat([scores[KEYS], metrics[KEYS]]).drop_duplicates()
     return runs.assign(path=folder, pictures=[()] * len(runs)), scores, metrics, numbers
 

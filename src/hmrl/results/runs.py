@@ -82,6 +82,14 @@ class Runs:
         marks |= {label: role for label, role in self.roles.items() if role}
         return {label: f"{label} ({marks[label]})" if label in marks else label for label in self.roles}
 
+    @property
+    def learnt(self) -> list[str]:
+        """The families of training rollouts, those that were tested first; tests may be on others."""
+        start = "rollout/success/"
+        logged = {name.removeprefix(start) for name in self.metrics if name.startswith(start)} - {"mean"}
+        tested = self.families.get("train", ())
+        return [*(f for f in tested if f in logged), *sorted(logged.difference(tested))]
+
     @cached_property
     def results(self) -> pd.DataFrame:
         """A row a results file."""
@@ -105,6 +113,14 @@ class Runs:
             return []
         found = self.metrics[self.metrics["method"] == method].dropna(subset=[metric])
         return [(rows["step"].to_numpy(), rows[metric].to_numpy()) for _, rows in found.groupby("seed")]
+
+    def begun_late(self, method: str) -> bool:
+        """Whether a run of it lacks the beginning of its log, as one that went on in a new directory.
+
+        Rollouts are as long as what was logged first, and in tables of reports intervals at least so.
+        """
+        curves = [steps for steps, _ in self.series(method, "rollout/success/mean")]
+        return any(len(steps) > 1 and steps[0] > 1.5 * (steps[1] - steps[0]) for steps in curves)
 
     def trials(self, mode: str, window: float) -> dict[tuple[str, str, str], pd.DataFrame]:
         """Method, protocol and split -> success, a row a seed, a column an adaptation episode, from 1 on.

@@ -56,7 +56,8 @@ IMPROVEMENT = (
 )
 STEPS = (
     "Cells: median over seeds (least to most; how many seeds got there). A seed that never got there counts "
-    "as later than all others, so the median is not reached where half of the seeds or more did not."
+    "as later than all others, so the median is not reached where half of the seeds or more did not. ≤: it "
+    "was there at the end of the first whole window, or before. –: a run is shorter than a window."
 )
 
 FINE_TUNING = (
@@ -171,26 +172,31 @@ def steps_table(runs: Runs, metric: str, thresholds: Sequence[float], window: fl
 
 
 def _reached(runs: Runs, method: str, metric: str, thresholds: Sequence[float], window: float) -> list[str]:
-    """A cell a threshold; none without data."""
-    if not (curves := runs.series(method, metric)):
+    """A cell a threshold; none without data, or without that of the beginning."""
+    if not (curves := runs.series(method, metric)) or runs.begun_late(method):
         return []
     lengths = np.array([steps[-1] for steps, _ in curves])
+    if lengths.min() < window:
+        return [NOTHING] * len(thresholds)
+    first = max(steps[steps >= window][0] for steps, _ in curves)
     found = [[steps_to_reach(*curve, t, window) for curve in curves] for t in thresholds]
-    return [reached_cell(np.array(steps), lengths) for steps in found]
+    return [reached_cell(np.array(steps), lengths, first) for steps in found]
 
 
 def fine_tuning_table(runs: Runs, window: float, baseline: str | None = None) -> str:
     """How soon families are learnt, a row a method; empty if no run began from another run's weights.
 
     Areas end with the shortest run, so that all are of the same number of environment steps. Methods whose
-    rollouts did not all have all families, as under a curriculum, have no area and no row.
+    rollouts did not all have all families, as under a curriculum, have no area and no row; nor have those
+    whose logs do not begin with their training.
 
     Args:
         window: of the trailing mean that reaches a success rate, in environment steps.
         baseline: label of the only Y of P(X > Y); None: each method that begins from scratch.
     """
-    metrics = [f"rollout/success/{family}" for family in runs.families.get("train", ())]
-    logged = {method: [runs.series(method, metric) for metric in metrics] for method in runs.proper}
+    metrics = [f"rollout/success/{family}" for family in runs.learnt]
+    whole = [method for method in runs.proper if not runs.begun_late(method)]
+    logged = {method: [runs.series(method, metric) for metric in metrics] for method in whole}
     rollouts = {m: [len(steps) for steps, _ in runs.series(m, "rollout/success/mean")] for m in logged}
     logged = {
         method: curves
@@ -204,7 +210,7 @@ def fine_tuning_table(runs: Runs, window: float, baseline: str | None = None) ->
         method: np.array([[area_under(*seed, until) for seed in seeds] for seeds in curves]).T
         for method, curves in logged.items()
     }  # [N, F]
-    others = [baseline] if baseline in areas else [m for m in areas if m not in runs.fine_tuned]
+    others = [m for m in areas if (m == baseline if baseline else m not in runs.fine_tuned)]
     rows = []
     for method, area in areas.items():
         reached = _reached(runs, method, "rollout/success/mean", FINE_TUNING_RATES, window)
@@ -218,21 +224,26 @@ def fine_tuning_table(runs: Runs, window: float, baseline: str | None = None) ->
     return markdown([*header, *(f"P(X > {other})" for other in others)], rows)
 
 
-def reached_cell(steps: Array, lengths: Array) -> str:
+def reached_cell(steps: Array, lengths: Array, first: float = 0.0) -> str:
     """Median over seeds, least and most, and how many got there.
 
     Args:
         steps: of each seed, infinity if it never got there.
         lengths: environment steps that each seed ran.
+        first: the first at which a seed could be there; what is there by then has ``≤``.
     """
     never = np.isinf(steps)
     count = f"{(~never).sum()} of {len(steps)}"
     until = f"not reached by {lengths[never].min():,.0f}" if never.any() else ""
     if never.all():
         return f"{until} ({count})"
-    median = until if np.isinf(np.median(steps)) else f"{np.median(steps):,.0f}"
-    most = "never" if never.any() else f"{steps.max():,.0f}"
-    return f"{median} ({steps.min():,.0f} to {most}; {count})" if len(steps) > 1 else f"{median} ({count})"
+
+    def number(n: float) -> str:
+        return f"{'≤ ' if n <= first else ''}{n:,.0f}"
+
+    median = until if np.isinf(np.median(steps)) else number(float(np.median(steps)))
+    most = "never" if never.any() else number(steps.max())
+    return f"{median} ({number(steps.min())} to {most}; {count})" if len(steps) > 1 else f"{median} ({count})"
 
 
 def improvement_table(runs: Runs, protocol: str, baseline: str | None = None) -> str:

@@ -137,6 +137,21 @@ def check_gaps(close_up: bool, gaps: Sequence[Sequence[float]], of_world: Sequen
         )
 
 
+def check_goals_shown(initial: Mapping[str, Any] | None, goals_shown: bool | None) -> None:
+    """Refuse to go on from an agent that was shown goals where they are hidden, and the other way round.
+
+    Args:
+        initial: what is known of the weights that training began from; None if it began from none.
+        goals_shown: of the world of training; None if nobody knows.
+    """
+    before = (initial or {}).get("goals_shown")
+    if initial and None not in (before, goals_shown) and before != goals_shown:
+        raise UserError(
+            f"init_from is {initial['path']}: its agent was trained with data.goals_shown {before}, and here "
+            f"it is {goals_shown}: use the same"
+        )
+
+
 def check_rollout(
     ppo: PPOConfig,
     vae: MacroVAEConfig | None,

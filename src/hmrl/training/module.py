@@ -44,6 +44,7 @@ from hmrl.training.compatibility import (
     check_frozen,
     check_gaps,
     check_goals,
+    check_goals_shown,
     check_levels,
     check_network,
     check_rollout,
@@ -441,6 +442,7 @@ class HierarchicalMetaRL(pl.LightningModule):
             check_goals(self.uses_goals, self._goal_dim, getattr(data, "goal_dim", self._goal_dim))
             seen = self.hparams["gaps"]
             check_gaps(self.hparams["close_up"], seen, getattr(data, "gaps", seen))
+            check_goals_shown(self.initial, getattr(data, "goals_shown", None))
         if self._loaded:
             check_deviations(self._loaded, getattr(data, "modes", {}).values(), training=training)
 

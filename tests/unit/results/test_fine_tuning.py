@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ from scipy.stats import ttest_1samp
 
 from hmrl.cli.report import main
 from hmrl.results import curves
+from hmrl.results.file import ORIGIN
 from hmrl.results.reading import read
 from hmrl.results.runs import FINE_TUNED
 from hmrl.results.statistics import area_under
@@ -170,3 +172,67 @@ def test_one_label_is_fine_tuned_or_not(tmp_path: Path) -> None:
     runs = [f"both={write_runs(tmp_path)[0]}", f"both={tmp_path / 'scratch-seed2'}"]
     with pytest.raises(UserError, match="some runs of both began from another run's weights"):
         read(runs, "sampled")
+
+
+def test_what_was_trained_on_other_families_is_not_compared(tmp_path: Path) -> None:
+    """Though it was tested on the same ones."""
+    runs, other = write_runs(tmp_path), write_seed(tmp_path / "other-seed1", 1)
+    curve = rising(0.5, rows=10)
+    write_metrics(other, {f"rollout/success/{name}": curve for name in ("reach", "mean")})
+    write_result(other, result(rates(0.5, 0.1, 0.5)))
+    with pytest.raises(UserError, match=r"the train families of training differ, .* push, reach in .*, but"):
+        read([*runs, str(other)], "sampled")
+    (other / "metrics.csv").unlink()
+    assert "other" in read([*runs, str(other)], "sampled").tested("first_episode")
+
+
+def test_areas_are_of_the_families_that_were_trained(tmp_path: Path) -> None:
+    """Tests may be on others."""
+    runs = write_runs(tmp_path)
+    before = table(report(runs, tmp_path / "one"), "## Fine-tuning")
+    for path in map(Path, runs):
+        content = json.loads((path / "test-first_episode.json").read_text())
+        del content["scores"]["train"]["sampled"]["push"]
+        write_result(path, content)
+    assert table(report(runs, tmp_path / "two"), "## Fine-tuning") == before
+
+
+def test_a_log_without_its_beginning_has_no_area(tmp_path: Path) -> None:
+    """As of a run that went on in a new directory: nobody knows its success before."""
+    runs, late = write_runs(tmp_path), write_seed(tmp_path / "late-seed1", 1)
+    second = dict(list(rising(0.9, rows=10).items())[5:])
+    write_metrics(late, {f"rollout/success/{name}": second for name in ("reach", "push", "mean")})
+    text = report([*runs, str(late)], tmp_path / "out")
+    assert [row[0] for row in table(text, "## Fine-tuning")[1:]] == ["tuned (fine-tuned)", "scratch"]
+    assert "late" not in [row[0] for row in table(text, "## Environment steps to a success rate")]
+    assert "The log of late lacks the beginning of training" in text
+
+
+def test_steps_within_the_first_window_are_a_bound(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path)
+    tuned, scratch = table(report(runs, tmp_path / "one", "--window", "900000"), "## Fine-tuning")[1:]
+    assert tuned[3].startswith("≤ 900,000 (≤ 900,000 to ≤ 900,000; 2 of 2)")
+    # Over the first nine iterations the mean is half of the last value, over nine until the tenth 0.6 of it.
+    assert scratch[3] == "1,000,000 (≤ 900,000 to never; 2 of 3)"
+    tuned, scratch = table(report(runs, tmp_path / "two", "--window", "1500000"), "## Fine-tuning")[1:]
+    assert (scratch[3], tuned[3][:1]) == ("–", "≤")  # scratch has a million steps
+
+
+def test_a_baseline_without_an_area_is_not_replaced(tmp_path: Path) -> None:
+    runs, tested = write_runs(tmp_path), write_seed(tmp_path / "tested-seed1", 1)
+    write_result(tested, result(rates(0.5, 0.1, 0.5)))
+    text = report([*runs, str(tested)], tmp_path / "out", "--baseline", "tested")
+    assert table(text, "## Fine-tuning")[0][-1] == "success 0.8"
+
+
+def test_tables_without_numbers_and_logs_without_a_configuration_tell_fine_tuned_runs(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path)
+    report(runs, tmp_path / "one")
+    (tmp_path / "one" / "diagnostics.csv").unlink()
+    assert read([str(tmp_path / "one")], "sampled").fine_tuned == {"tuned"}
+    for path in map(Path, runs):
+        (path / "config.yaml").unlink()  # as of a run from Python
+        (path / "test-first_episode.json").unlink()
+        if path.name.startswith("tuned"):
+            (path / ORIGIN).write_text(json.dumps(TUNED["init_from"]))
+    assert read(runs, "sampled").fine_tuned == {"tuned"}

@@ -61,6 +61,7 @@ def test_runs_that_were_trained_otherwise_are_refused(
             "and .*push_ours-seed1 differ in init_from",
         ),
         ("seed_everything: 7\n", "push_ours-seed1 has seed_everything 7"),
+        ("some words\n", "config.yaml is no configuration of hmrl fit"),
     ):
         (runs[1] / "config.yaml").write_text(changed)
         with pytest.raises(UserError, match=said):

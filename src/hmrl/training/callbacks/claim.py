@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from hmrl.results.file import ORIGIN
 from hmrl.system.distributed import together
 from hmrl.training.callbacks.common import callbacks_of
 from hmrl.training.run_directory import claim, clear, continues, rewind
@@ -41,7 +43,10 @@ class RunDirectory(pl.Callback):
                 claim(self.run_dir, trainer.ckpt_path, overwrite=self.overwrite)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Drop what was logged beyond the checkpoint; of a run that is written over, everything."""
+        """Drop what was logged beyond the checkpoint; of a run that is written over, everything.
+
+        Beside the logs it says what training began from.
+        """
         if not trainer.is_global_zero:
             return
         continued, env_steps = continues(self.run_dir, trainer.ckpt_path), int(pl_module.env_steps)
@@ -53,6 +58,10 @@ class RunDirectory(pl.Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "resume"):  # ours
                 logger.resume(env_steps if continued else 0)
+        origin = Path(self.run_dir) / ORIGIN
+        origin.unlink(missing_ok=True)
+        if initial := getattr(pl_module, "initial", None):  # reports tell such runs from others
+            origin.write_text(json.dumps(initial, indent=2))
 
 
 def _moved(state: dict[str, Any], callback: ModelCheckpoint) -> dict[str, Any]:
