@@ -276,8 +276,9 @@ def test_runs_of_another_sweep_are_no_results_of_this_one(
     content = yaml.safe_load(sweep_file.read_text())
     content["runs"]["n3"]["set"][name] = value
     sweep_file.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=f"{run} was {said}.*: choose another --out"):
-        main(arguments)
+    for only in ("n3", *(["flat"] if tested else [])):  # what is not run is reported
+        with pytest.raises(UserError, match=f"{run} was {said}.*: choose another --out"):
+            main([*arguments[:-1], only])
     assert not commands.asked
 
 

@@ -268,9 +268,10 @@ def main(args: Sequence[str]) -> None:
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}: use 1 or more")
     file = Path(config_file(str(options.file)))
-    runs = read(file, options.out, options.only)
-    for run in runs:
-        run.check(options.out)
+    every, runs = read(file, options.out), read(file, options.out, options.only)
+    for run in every:
+        if run in runs or run.finished():  # it is run, or reported
+            run.check(options.out)
     if options.dry_run:
         lines = (" ".join(["finished" if run.finished() else "to do", "hmrl", *run.fit]) for run in runs)
         print(*lines, sep="\n")
@@ -278,7 +279,7 @@ def main(args: Sequence[str]) -> None:
     runner = Runner(runs, options.jobs, options.keep_checkpoints)
     runner()
     # With --only, too, of all: a report takes the place of the last one.
-    if finished := [str(run.folder) for run in read(file, options.out) if run.finished()]:
+    if finished := [str(run.folder) for run in every if run.finished()]:
         try:
             report([*finished, "--out", str(options.out / "report")])
         except UserError as refusal:
