@@ -43,6 +43,7 @@ class Document:
             *(self.success(protocol) for protocol in self.runs.results["protocol"].unique()),
             self.trials(),
             self.fine_tuning(),
+            self.rollouts(),
             self.steps(evaluation),
             self.curves(evaluation),
             _section("## Belief and macro-action", latents, after=f"{tables.LATENTS} {tables.OVER_SEEDS}\n"),
@@ -96,6 +97,17 @@ class Document:
         over = f"Steps: of a trailing mean over {self.window:,.0f}. The figure of learning curves draws them."
         return _section(
             "## Fine-tuning", table, after=f"{tables.FINE_TUNING} {over} {tables.STEPS} {tables.OVER_SEEDS}\n"
+        )
+
+    def rollouts(self) -> str:
+        """Success in training rollouts at the end of training; empty if nothing was logged in training."""
+        over = (
+            f"Trailing mean over {self.window:,.0f} environment steps at the end of a method's shortest run."
+        )
+        return _section(
+            "## Training rollouts, at the end of training",
+            tables.rollouts_table(self.runs, self.window, self.baseline),
+            after=f"{tables.ROLLOUTS} {over} {tables.OVER_SEEDS}\n",
         )
 
     def steps(self, evaluation: str) -> str:

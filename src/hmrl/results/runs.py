@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from hmrl.results.statistics import Array, Estimate, estimate, estimate_iqm, trailing_mean
+from hmrl.results.statistics import Array, Estimate, at_the_end, estimate, estimate_iqm
 
 if TYPE_CHECKING:
     from hmrl.types import Split
@@ -114,6 +114,11 @@ class Runs:
         found = self.metrics[self.metrics["method"] == method].dropna(subset=[metric])
         return [(rows["step"].to_numpy(), rows[metric].to_numpy()) for _, rows in found.groupby("seed")]
 
+    def seeds(self, method: str, metric: str) -> list[int]:
+        """The seeds of :meth:`series`."""
+        logged = self.metrics.dropna(subset=[metric])
+        return sorted(logged.loc[logged["method"] == method, "seed"].unique())
+
     def begun_late(self, method: str) -> bool:
         """Whether a run of it lacks the beginning of its log, as one that went on in a new directory.
 
@@ -158,7 +163,7 @@ class Runs:
             logs = {n: self.series(method, names[n]) for n in sorted(names)}
             end = min((steps[-1] for of in logs.values() for steps, _ in of), default=0)
             ends = {
-                n: [trailing_mean(steps, values, window)[steps <= end][-1] for steps, values in of]
+                n: [at_the_end(steps, values, end, window) for steps, values in of]
                 for n, of in logs.items()
                 if len(of) == seeds
             }

@@ -88,6 +88,11 @@ def trailing_mean(steps: Array, values: Array, window: float) -> Array:
     return (total[end] - total[start]) / (end - start)  # type: ignore[no-any-return]
 
 
+def at_the_end(steps: Array, values: Array, until: float, window: float) -> float:
+    """The trailing mean over ``window`` environment steps at the last value up to ``until``."""
+    return float(trailing_mean(steps, values, window)[steps <= until][-1])
+
+
 def steps_to_reach(steps: Array, values: Array, threshold: float, window: float = 0.0) -> float:
     """Environment steps at which the trailing mean over ``window`` first is at least ``threshold``.
 

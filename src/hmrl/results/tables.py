@@ -18,6 +18,7 @@ from hmrl.results.statistics import (
     Array,
     Estimate,
     area_under,
+    at_the_end,
     difference,
     estimate,
     probability_of_improvement,
@@ -65,7 +66,12 @@ FINE_TUNING = (
     "since training began, from another run's weights or from scratch. These numbers are neither zero-shot "
     "nor few-shot ones. Area: under the curve, divided by its steps, so that it is the mean success on the "
     "way. P(X > Y): how likely a run of X has a larger area than a run of Y on the same family. Its "
-    f"interval: {_BOOTSTRAP} of either method."
+    f"interval: {_BOOTSTRAP} of either method. Differences: as in the table of training rollouts."
+)
+ROLLOUTS = (
+    "Families that are learnt, with fresh goals, as agents acted in training; mean over families. "
+    "Differences: paired where both methods have the same seeds (‡ of two, their range), else Welch's; of "
+    "equal environment steps only."
 )
 TRIALS = (
     "Success in each episode of a trial, mean over families: of training rollouts at the end of training, or "
@@ -162,6 +168,33 @@ def family_table(runs: Runs, protocol: str) -> str:
     return markdown(["family", *(runs.titles[method] for method in methods)], rows)
 
 
+def rollouts_table(runs: Runs, window: float, baseline: str | None = None) -> str:
+    """Success in training rollouts at the end of a method's shortest run, a row a method; empty without logs.
+
+    Args:
+        window: of the trailing mean, in environment steps.
+        baseline: label of what is taken off, where it ends with as many steps.
+    """
+    found = {}
+    for method in runs.proper:
+        if curves := runs.series(method, "rollout/success/mean"):
+            until = min(steps[-1] for steps, _ in curves)
+            seeds = runs.seeds(method, "rollout/success/mean")
+            found[method] = until, seeds, np.array([at_the_end(*curve, until, window) for curve in curves])
+    rows = []
+    for method, (until, seeds, values) in found.items():
+        each = ", ".join(f"{value:.2f}" for value in values)
+        row = [runs.titles[method], ", ".join(map(str, seeds)), f"{until:,.0f}", each, cell(estimate(values))]
+        if baseline in found:
+            other_until, other_seeds, others = found[baseline]
+            comparable = method != baseline and until == other_until
+            less = difference(values, others, paired=seeds == other_seeds) if comparable else None
+            row.append(cell(less))
+        rows.append(row)
+    header = ["method", "seeds", "environment steps", "success of each seed", "mean"]
+    return markdown([*header, *([f"minus {baseline}"] if baseline in found else [])], rows)
+
+
 def steps_table(runs: Runs, metric: str, thresholds: Sequence[float], window: float) -> str:
     """Environment steps to each success rate, a row a method, a column a threshold; empty without data."""
     rows = []
@@ -210,18 +243,21 @@ def fine_tuning_table(runs: Runs, window: float, baseline: str | None = None) ->
         method: np.array([[area_under(*seed, until) for seed in seeds] for seeds in curves]).T
         for method, curves in logged.items()
     }  # [N, F]
+    seeds = {method: runs.seeds(method, "rollout/success/mean") for method in areas}
     others = [m for m in areas if (m == baseline if baseline else m not in runs.fine_tuned)]
     rows = []
     for method, area in areas.items():
         reached = _reached(runs, method, "rollout/success/mean", FINE_TUNING_RATES, window)
-        better = (
-            NOTHING if method == other else cell(probability_of_improvement(area, areas[other]))
-            for other in others
-        )
+        better = []
+        for other in others:
+            paired = seeds[method] == seeds[other]
+            more = difference(area.mean(1), areas[other].mean(1), paired=paired)
+            both = [cell(probability_of_improvement(area, areas[other])), cell(more)]
+            better += [NOTHING, NOTHING] if method == other else both
         rows.append([runs.titles[method], str(len(area)), cell(estimate(area.mean(1))), *reached, *better])
     header = ["method", "seeds", f"area to {until:,.0f} steps"]
     header += [f"success {rate:g}" for rate in FINE_TUNING_RATES]
-    return markdown([*header, *(f"P(X > {other})" for other in others)], rows)
+    return markdown([*header, *(name for y in others for name in (f"P(X > {y})", f"area minus {y}'s"))], rows)
 
 
 def reached_cell(steps: Array, lengths: Array, first: float = 0.0) -> str:

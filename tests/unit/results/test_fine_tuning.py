@@ -88,7 +88,7 @@ def test_areas_steps_and_improvement_over_scratch(tmp_path: Path) -> None:
     header, *rows = table(text, "## Fine-tuning")
     assert header == [
         *("method", "seeds", "area to 1,000,000 steps"),
-        *("success 0.2", "success 0.5", "success 0.8", "P(X > scratch)"),
+        *("success 0.2", "success 0.5", "success 0.8", "P(X > scratch)", "area minus scratch's"),
     ]
     areas: dict[str, list[list[float]]] = {}
     for method, seeds in LAST.items():
@@ -107,7 +107,8 @@ def test_areas_steps_and_improvement_over_scratch(tmp_path: Path) -> None:
     ]
     ends = ttest_1samp(means["scratch"], 0).confidence_interval(0.95)
     assert scratch[2] == f"{np.mean(means['scratch']):.2f} [{ends.low:.2f}, {ends.high:.2f}]"
-    assert (tuned[6], scratch[6]) == (f"{wins:.2f}", "–")
+    assert (tuned[6], *scratch[6:]) == (f"{wins:.2f}", "–", "–")
+    assert tuned[7] == f"{np.mean(means['tuned']) - np.mean(means['scratch']):.2f}"  # of two seeds and three
     # Success is last * i / rows; its mean over two iterations last * (i - 0.5) / rows.
     for cell, rate in zip(tuned[3:6], (0.2, 0.5, 0.8), strict=True):
         steps = [
@@ -141,8 +142,8 @@ def test_the_baseline_can_be_chosen(tmp_path: Path) -> None:
     runs = write_runs(tmp_path)
     text = report(runs, tmp_path / "out", "--baseline", "tuned")
     header, tuned, scratch = table(text, "## Fine-tuning")
-    assert (header[-1], tuned[-1]) == ("P(X > tuned)", "–")
-    assert 0 < float(scratch[-1]) < 0.5
+    assert (header[-2], tuned[-2]) == ("P(X > tuned)", "–")
+    assert 0 < float(scratch[-2]) < 0.5
 
 
 def test_reports_without_fine_tuned_agents_say_nothing_of_it(tmp_path: Path) -> None:
@@ -223,6 +224,36 @@ def test_a_baseline_without_an_area_is_not_replaced(tmp_path: Path) -> None:
     write_result(tested, result(rates(0.5, 0.1, 0.5)))
     text = report([*runs, str(tested)], tmp_path / "out", "--baseline", "tested")
     assert table(text, "## Fine-tuning")[0][-1] == "success 0.8"
+
+
+def test_success_of_training_rollouts_at_the_end(tmp_path: Path) -> None:
+    """Of each seed where the shortest ends, and less the baseline's where both end at the same step."""
+    runs, last = [], {"a": {1: 0.8, 2: 0.6, 3: 0.9}, "b": {1: 0.5, 2: 0.2, 3: 0.3}, "c": {1: 0.8}}
+    for method, seeds in last.items():
+        for seed, value in seeds.items():
+            run = write_seed(tmp_path / f"{method}-seed{seed}", seed)
+            # The tenth of twenty rollouts has half of the last value.
+            rows = 20 if (method, seed) == ("a", 1) else 10
+            curve = rising(2 * value if rows == 20 else value, rows=rows)
+            curve = {step: success for step, success in curve.items() if method != "c" or step < 950_000}
+            write_metrics(run, {f"rollout/success/{name}": curve for name in ("reach", "mean")})
+            runs.append(str(run))
+    header, *rows = table(
+        report(runs, tmp_path / "out", "--window", "200000", "--baseline", "b"),
+        "## Training rollouts, at the end of training",
+    )
+    assert header[1:] == ["seeds", "environment steps", "success of each seed", "mean", "minus b"]
+    values = {m: 0.95 * np.array([*last[m].values()]) for m in "ab"}  # of the ninth and the tenth
+    more = values["a"] - values["b"]
+    intervals = [ttest_1samp(of, 0).confidence_interval(0.95) for of in (values["a"], more)]
+    mean, less = (
+        f"{of.mean():.2f} [{i.low:.2f}, {i.high:.2f}]"
+        for of, i in zip((values["a"], more), intervals, strict=True)
+    )
+    each = ", ".join(f"{value:.2f}" for value in values["a"])
+    assert rows[0] == ["a", "1, 2, 3", "1,000,000", each, mean, less]
+    assert (rows[1][0], rows[1][-1]) == ("b", "–")
+    assert rows[2] == ["c", "1", "900,000", "0.68", "0.68", "–"]
 
 
 def test_tables_without_numbers_and_logs_without_a_configuration_tell_fine_tuned_runs(tmp_path: Path) -> None:
