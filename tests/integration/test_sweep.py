@@ -250,6 +250,7 @@ def test_a_report_is_on_all_that_is_finished(sweep_file: Path, commands: Command
     [
         ("data.horizon", 60, "trained with data.horizon 50, but the sweep file has 60"),
         ("data.modes", "{sampled: {action: mean}}", 'trained with data.modes "sample", .* has {sampled'),
+        ("data.modes", "{no: yaml", "trained with data.modes .* has {no: yaml"),
         ("data.train_families", ["push"], r'trained with data.train_families \["reach"\], .* has \["push"\]'),
     ],
 )

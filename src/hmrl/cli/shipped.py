@@ -40,8 +40,11 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def parse_yaml(text: str) -> Any:
-    """What a setting on the command line means."""
-    return yaml.load(text, Loader=_Loader)
+    """What a setting on the command line means; what is no YAML is text."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
 
 
 def read_yaml(path: Path) -> Any:
@@ -51,7 +54,7 @@ def read_yaml(path: Path) -> Any:
         UserError: if it is none, or has a key twice.
     """
     try:
-        return parse_yaml(path.read_text())
+        return yaml.load(path.read_text(), Loader=_Loader)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
