@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from hmrl.cli.main import main
-from hmrl.results.file import ORIGIN
+from hmrl.results.file import BEGINNING
 from hmrl.rollouts.collect import seeded
 from hmrl.system.errors import UserError
 from hmrl.training.checkpoint import load
@@ -51,8 +51,9 @@ def test_a_resumed_fine_tuned_run_is_the_straight_one(frozen: list[str], tmp_pat
     began = straight.last["init_from"]
     assert (began["path"], began["families"]) == (str(weights), list(source.data.families))
     assert resumed.last["init_from"] == began
-    assert json.loads((tmp_path / "resumed" / ORIGIN).read_text()) == began
-    assert not (tmp_path / "source" / ORIGIN).exists()
+    beginning = json.loads((tmp_path / "resumed" / BEGINNING).read_text())
+    assert beginning == {"env_steps": 0, "init_from": began}
+    assert json.loads((tmp_path / "source" / BEGINNING).read_text())["init_from"] is None
     assert resumed.last["hyper_parameters"]["frozen"] == frozen
     there, here = source.last["state_dict"], resumed.last["state_dict"]
     kept = [f"policy.{level}." for level in frozen]

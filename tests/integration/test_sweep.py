@@ -246,41 +246,67 @@ def test_a_report_is_on_all_that_is_finished(sweep_file: Path, commands: Command
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("change", "said"),
     [
-        ("data.horizon", 60, "trained with data.horizon 50, but the sweep file has 60"),
-        ("data.modes", "{sampled: {action: mean}}", 'trained with data.modes "sample", .* has {sampled'),
-        ("data.modes", "{no: yaml", "trained with data.modes .* has {no: yaml"),
-        ("data.train_families", ["push"], r'trained with data.train_families \["reach"\], .* has \["push"\]'),
+        ({"fit": {"budget.env_steps": 90}}, 'for budget.env_steps "100", and now it has "90"'),
+        ({"fit": {}}, 'for budget.env_steps "100", and now it has null'),
+        (
+            {"runs": {"n3": {"set": {"model.macro_vae.n": 3, "data.horizon": 60}}}},
+            'for data.horizon "50", and now it has "60"',
+        ),
+        ({"runs": {"n3": []}}, r'for model.macro_vae.n "3", and now it has null'),
+        ({"base": ["configs/ml10.yaml", "configs/smoke.yaml"]}, "for configs/smoke.yaml another content"),
     ],
 )
-@pytest.mark.parametrize("tested", [True, False])
+@pytest.mark.parametrize("state", ["tested", "trained", "stopped"])
 def test_runs_of_another_sweep_are_no_results_of_this_one(
-    name: str,
-    value: Any,
-    said: str,
-    tested: bool,
-    sweep_file: Path,
-    commands: Commands,
-    tmp_path: Path,
+    change: dict[str, Any], said: str, state: str, sweep_file: Path, commands: Commands, tmp_path: Path
 ) -> None:
     arguments = [str(sweep_file), "--out", str(tmp_path / "out"), "--only", "n3"]
-    main(arguments)
+    if state == "stopped":
+        commands.steps["n3-seed1"] = BUDGET - 1
+        with pytest.raises(UserError, match="failed"):
+            main(arguments)
+    else:
+        main(arguments)
     run = tmp_path / "out" / "n3-seed1"
-    recorded = {"horizon": 50, "train_families": ["reach"], "modes": {"sampled": {"action": "sample"}}}
-    config = {"budget": {"env_steps": BUDGET}, "data": recorded, "model": {"macro_vae": {"n": 3.0}}}
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    if not tested:
+    if state == "trained":
         (run / "test-first_episode.json").unlink()
     commands.asked.clear()
     main([*arguments, "--dry_run"])  # the same sweep
     content = yaml.safe_load(sweep_file.read_text())
-    content["runs"]["n3"]["set"][name] = value
-    sweep_file.write_text(yaml.safe_dump(content))
-    for only in ("n3", *(["flat"] if tested else [])):  # what is not run is reported
-        with pytest.raises(UserError, match=f"{run} was {said}.*: choose another --out"):
+    for key, value in change.items():
+        content[key] = content[key] | value if key == "runs" else value
+    sweep_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    for only in ("n3", *(["flat"] if state == "tested" else [])):  # what is not run is reported
+        with pytest.raises(UserError, match=f"{run} began when the sweep had {said}.*: choose another --out"):
             main([*arguments[:-1], only])
     assert not commands.asked
+
+
+def test_an_overlay_that_has_changed_is_noticed(sweep_file: Path, commands: Commands, tmp_path: Path) -> None:
+    arguments = [str(sweep_file), "--out", str(tmp_path / "out"), "--only", "flat"]
+    main(arguments)
+    (tmp_path / "flat.yaml").write_text("model: {macro_vae: null, decision_interval: 5}\n")
+    with pytest.raises(UserError, match=r"flat-seed1 began when .* for .*flat\.yaml another content"):
+        main(arguments)
+
+
+def test_what_was_refused_before_it_began_may_be_mended(
+    sweep_file: Path, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [str(sweep_file), "--out", str(tmp_path / "out"), "--only", "n3"]
+    run = commands.run
+    with monkeypatch.context() as patched:
+        patched.setattr(commands, "run", lambda command: 2)  # as of a setting that is refused
+        with pytest.raises(UserError, match="failed"):
+            main(arguments)
+    assert commands.run == run
+    content = yaml.safe_load(sweep_file.read_text())
+    content["runs"]["n3"]["set"]["data.horizon"] = 60
+    sweep_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    main(arguments)
+    assert [name for name in commands.names() if name.startswith("fit")] == ["fit n3-seed1", "fit n3-seed2"]
 
 
 def test_a_checkpoint_that_is_not_there_is_said_before_anything_runs(

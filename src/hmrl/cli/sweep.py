@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
 from hmrl.training.run_directory import checkpoint_dir, newest_checkpoint
 
+_ASKED = "sweep.json"  # in a run directory: what the sweep file had when the run began
 _KINDS = {"base": list, "seeds": list, "runs": dict, "fit": dict, "test": dict}
 
 
@@ -35,12 +36,14 @@ class Run:
         fit: arguments of ``hmrl fit``.
         test: arguments of ``hmrl test``.
         folder: run directory, ``METHOD-seedN``.
+        config: its configuration files, as the sweep file names them.
         settings: of the training, by dotted name, as the sweep file has them.
     """
 
     fit: list[str]
     test: list[str]
     folder: Path
+    config: Sequence[str]
     settings: Mapping[str, str]
 
     def finished(self) -> bool:
@@ -65,25 +68,38 @@ class Run:
             out: folder of the sweep, whose runs may begin from one another.
 
         Raises:
-            UserError: if the run was trained with other settings, or begins from what is not there.
+            UserError: if the run began with other settings, or begins from what is not there.
         """
-        if not self.finished():
-            origin = self.settings.get("init_from", "null")
-            if parse_yaml(origin) is not None:
-                path = local_path(origin, "init_from", folder=False)
-                if not path.is_file() and out.resolve() not in path.resolve().parents:
-                    raise UserError(f"{self.folder.name} begins from {path}, and there is no such checkpoint")
-            if not self.trained():
-                return
-        file = self.folder / "config.yaml"
-        config = read_yaml(file) if file.is_file() else {}
-        for name, word in self.settings.items():
-            for there, here in _both(config, name.split("."), parse_yaml(word)):
+        origin = self.settings.get("init_from", "null")
+        if not self.finished() and parse_yaml(origin) is not None:
+            path = local_path(origin, "init_from", folder=False)
+            if not path.is_file() and out.resolve() not in path.resolve().parents:
+                raise UserError(f"{self.folder.name} begins from {path}, and there is no such checkpoint")
+        if not (self._began() and (file := self.folder / _ASKED).is_file()):
+            return
+        asked, now = json.loads(file.read_text()), self._asked()
+        for what in asked:
+            for name in [*asked[what], *now[what]]:
+                there, here = (json.dumps(of[what].get(name), default=str) for of in (asked, now))
                 if there != here:
+                    said = "another content" if what == "config" else f"{there}, and now it has {here}"
                     raise UserError(
-                        f"{self.folder} was trained with {name} {json.dumps(there)}, but the sweep file has "
-                        f"{word}: choose another --out, or move that run away"
+                        f"{self.folder} began when the sweep had for {name} {said}: choose another --out, or "
+                        "move that run away"
                     )
+
+    def _began(self) -> bool:
+        return (self.folder / "config.yaml").is_file()
+
+    def _asked(self) -> dict[str, dict[str, Any]]:
+        """The settings that make the run, and the contents of its configuration files by name."""
+        files = {name: read_yaml(Path(config_file(name))) for name in self.config}
+        return {"settings": dict(self.settings), "config": files}
+
+    def note(self) -> None:
+        """Leave in the directory what the run was asked for, unless it has begun."""
+        if not self._began():
+            (self.folder / _ASKED).write_text(json.dumps(self._asked(), indent=2, default=str))
 
 
 def read(path: Path, out: Path, only: Sequence[str] = ()) -> list[Run]:
@@ -146,12 +162,12 @@ def _run(sweep: Mapping[str, Any], name: str, seed: int, out: Path) -> Run:
     # What a test needs of a run's own settings; the model's are in the checkpoint.
     of_data = {key: value for key, value in own["set"].items() if key.startswith("data.")}
     weights = str(Path(checkpoint_dir(folder)) / "last.weights.ckpt")
-    settings = _words(sweep.get("fit", {}), seed) | _words(own["set"], seed)
+    shared = {name: value for name, value in sweep.get("fit", {}).items() if name not in own["set"]}
+    settings = _words(shared, seed) | _words(own["set"], seed)
     fit = [*common, *_arguments(settings), "--ckpt_path", "last"]
     tested = _words(sweep.get("test", {}), seed) | _words(of_data, seed)
-    return Run(
-        ["fit", *fit], ["test", *common, *_arguments(tested), "--ckpt_path", weights], folder, settings
-    )
+    test = [*common, *_arguments(tested), "--ckpt_path", weights]
+    return Run(["fit", *fit], ["test", *test], folder, [*sweep["base"], *own["config"]], settings)
 
 
 def _words(settings: Mapping[str, Any], seed: int) -> dict[str, str]:
@@ -162,19 +178,6 @@ def _words(settings: Mapping[str, Any], seed: int) -> dict[str, str]:
 
 def _arguments(words: Mapping[str, str]) -> list[str]:
     return [part for key, word in words.items() for part in (f"--{key}", word)]
-
-
-def _both(there: Any, keys: Sequence[str], here: Any) -> Iterator[tuple[Any, Any]]:
-    """Values at the same place of a configuration and of a setting, which may leave out what is usual."""
-    for key in keys:
-        if not isinstance(there, dict) or key not in there:
-            return
-        there = there[key]
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key, value in here.items():
-            yield from _both(there, [key], value)
-    else:
-        yield there, here
 
 
 class Runner:
@@ -216,6 +219,7 @@ class Runner:
 
     def _one(self, run: Run) -> bool:
         run.folder.mkdir(parents=True, exist_ok=True)
+        run.note()
         with (run.folder / "log.txt").open("a") as log:
             # Of a run that is trained, weights may be all there is: it is not trained again for its results.
             only_weights = run.trained() and newest_checkpoint(run.folder) is None

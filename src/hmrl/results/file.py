@@ -52,7 +52,8 @@ if TYPE_CHECKING:  # a report reads this schema without PyTorch
 
 SCHEMA = 1
 PRIMARY_MODE = "sampled"  # its metrics carry no suffix
-ORIGIN = "init_from.json"  # in a run directory: the entry init_from, where training began from other weights
+# In a run directory where its log begins: ``env_steps`` of training before it, and the entry ``init_from``.
+BEGINNING = "beginning.json"
 
 
 def protocol_label(described: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@
 - ``curves.csv``: a row a run and interval of environment steps: means of what was logged in it, and as
   ``steps`` the last that anything was logged at.
 - ``diagnostics.csv``: of each run what ``latents.json`` and ``forgetting.json`` say, a number a row;
-  ``fine_tuned`` 1, if the run is; and success by episode of a trial (:func:`hmrl.results.runs.trial_name`).
+  ``fine_tuned`` 1, if the run is; ``log_begins``, environment steps of training before the log; and success
+  by episode of a trial (:func:`hmrl.results.runs.trial_name`).
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from hmrl.results.file import ORIGIN, SCHEMA, protocol_label
+from hmrl.results.file import BEGINNING, SCHEMA, protocol_label
 from hmrl.results.runs import (
     AFTER_FINE_TUNING,
     FINE_TUNED,
     KEYS,
+    LOG_BEGINS,
     OFFICIAL,
     RESULT,
     ROLES,
@@ -152,18 +154,19 @@ def _families(runs: pd.DataFrame, scores: pd.DataFrame, metrics: pd.DataFrame) -
     for split in SPLITS:
         tested, logged = [], []
         for path, method, seed in runs[["path", *KEYS]].itertuples(index=False):
+            run = f"{path} ({method} seed {seed})"
             own = scores[scores[KEYS].eq([method, seed]).all(axis=1) & (scores["split"] == split)]
             found = [tuple(families) for _, families in own.groupby("protocol", sort=False)["family"]]
-            tested += [(path, families) for families in found]
+            tested += [(run, families) for families in found]
             if families := _logged_families(metrics[metrics[KEYS].eq([method, seed]).all(axis=1)], split):
-                logged.append((path, families, bool(found)))
+                logged.append((run, families, bool(found)))
         _check_same(f"{split} families", tested, "report them separately")
         # A log that nothing was tested of stands for its run.
-        untested = [(path, families) for path, families, found in logged if not found]
+        untested = [(run, families) for run, families, found in logged if not found]
         _check_same(f"{split} families", [*tested[:1], *untested], "report them separately")
         _check_same(
             f"the {split} families of training",
-            [(path, families) for path, families, _ in logged],
+            [(run, families) for run, families, _ in logged],
             "report them separately, or test into other directories (--run_dir), which have no curves",
         )
         if known := [*tested, *untested]:
@@ -171,17 +174,22 @@ def _families(runs: pd.DataFrame, scores: pd.DataFrame, metrics: pd.DataFrame) -
     return first
 
 
-def _check_same(what: str, known: Sequence[tuple[Path, tuple[str, ...]]], instead: str) -> None:
-    for path, families in known:
+def _check_same(what: str, known: Sequence[tuple[str, tuple[str, ...]]], instead: str) -> None:
+    for run, families in known:
         if set(families) != set(known[0][1]):
             raise UserError(
                 f"{what} differ, so their means cannot be compared: {', '.join(known[0][1])} in "
-                f"{known[0][0]}, but {', '.join(families)} in {path}; {instead}"
+                f"{known[0][0]}, but {', '.join(families)} in {run}; {instead}"
             )
 
 
 def _logged_families(metrics: pd.DataFrame, split: Split) -> tuple[str, ...]:
+    """None under a curriculum, whose rollouts have no mean over families: it may not have met all."""
     columns = sorted(metrics.dropna(axis=1, how="all"))
+    if any(column.startswith("rollout/success") for column in columns) and (
+        "rollout/success/mean" not in columns
+    ):
+        return ()
     names = [match[2] for column in columns if (match := _EVALUATED.fullmatch(column)) and match[1] == split]
     if split == "train":
         rollout = "rollout/success/"
@@ -224,8 +232,11 @@ def _read_run(argument: str, mode: str) -> _Tables:
         raise UserError(f"cannot tell the seed of {path}: name the directory ...-seed<N>")
     run = {"method": label or _SEED.sub("", name) or path.resolve().parent.name, "seed": seed}
     pictures = tuple(sorted((path / "latents").glob("*.png")))
-    # The file is there of what was trained from Python, too; older runs have none.
-    began = (path / ORIGIN).is_file() or _CONFIGURED_ORIGIN.search(config)
+    # What was trained from Python has no configuration, and what is older no beginning.
+    beginning = read_json(path / BEGINNING)
+    if "env_steps" in beginning:
+        found["train", LOG_BEGINS] = float(beginning["env_steps"])
+    began = beginning.get("init_from") or _CONFIGURED_ORIGIN.search(config)
     if began or any(of["protocol"].endswith(AFTER_FINE_TUNING) for of in scores):
         found["train", FINE_TUNED] = 1.0
     numbers = [

@@ -19,6 +19,7 @@ Families = dict["Split", tuple[str, ...]]  # of each split that is known
 SPLITS: tuple[Split, Split] = ("train", "test")
 ROLES = {"expert": "ceiling", "random": "floor"}  # agents that are no method; anything else is one
 OFFICIAL = "official"
+LOG_BEGINS = "log_begins"  # in ``numbers``: environment steps of training before the log
 FINE_TUNED = "fine_tuned"  # in ``numbers``: 1 for a run that began from another run's weights
 AFTER_FINE_TUNING = " after fine-tuning"  # what the protocol of such a run's results ends with
 ROLLOUTS = "training rollouts"  # in the place of a protocol
@@ -50,7 +51,8 @@ class Runs:
             report. See :func:`hmrl.results.reading.read_result`.
         metrics: a row a run and logged ``step``, with the columns of ``metrics.csv``.
         numbers: a row a run, ``split`` and ``name``: what ``latents.json`` and ``forgetting.json`` say,
-            which runs are fine-tuned, and success by episode of a trial (:func:`trial_name`).
+            which runs are fine-tuned, where their logs begin, and success by episode of a trial
+            (:func:`trial_name`).
         families: the same for all runs that know the split.
     """
 
@@ -116,16 +118,25 @@ class Runs:
 
     def seeds(self, method: str, metric: str) -> list[int]:
         """The seeds of :meth:`series`."""
+        if metric not in self.metrics:
+            return []
         logged = self.metrics.dropna(subset=[metric])
         return sorted(logged.loc[logged["method"] == method, "seed"].unique())
 
     def begun_late(self, method: str) -> bool:
         """Whether a run of it lacks the beginning of its log, as one that went on in a new directory.
 
-        Rollouts are as long as what was logged first, and in tables of reports intervals at least so.
+        Older runs do not say so. Of these, rollouts are as long as the distance between the first two, and in
+        tables of reports no longer.
         """
-        curves = [steps for steps, _ in self.series(method, "rollout/success/mean")]
-        return any(len(steps) > 1 and steps[0] > 1.5 * (steps[1] - steps[0]) for steps in curves)
+        numbers = self.numbers[(self.numbers["method"] == method) & (self.numbers["name"] == LOG_BEGINS)]
+        said = dict(zip(numbers["seed"], numbers["value"], strict=True))
+        metric = "rollout/success/mean"
+        curves = zip(self.seeds(method, metric), self.series(method, metric), strict=True)
+        return any(
+            said[seed] > 0 if seed in said else len(steps) > 1 and steps[0] > 1.5 * (steps[1] - steps[0])
+            for seed, (steps, _) in curves
+        )
 
     def trials(self, mode: str, window: float) -> dict[tuple[str, str, str], pd.DataFrame]:
         """Method, protocol and split -> success, a row a seed, a column an adaptation episode, from 1 on.
@@ -165,7 +176,7 @@ class Runs:
             ends = {
                 n: [at_the_end(steps, values, end, window) for steps, values in of]
                 for n, of in logs.items()
-                if len(of) == seeds
+                if len(of) == seeds and max(steps[0] for steps, _ in of) <= end
             }
             if ends:
                 tables[method, ROLLOUTS, "train"] = pd.DataFrame(ends)

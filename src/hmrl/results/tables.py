@@ -179,6 +179,8 @@ def rollouts_table(runs: Runs, window: float, baseline: str | None = None) -> st
     for method in runs.proper:
         if curves := runs.series(method, "rollout/success/mean"):
             until = min(steps[-1] for steps, _ in curves)
+            if max(steps[0] for steps, _ in curves) > until:
+                continue  # their logs do not overlap
             seeds = runs.seeds(method, "rollout/success/mean")
             found[method] = until, seeds, np.array([at_the_end(*curve, until, window) for curve in curves])
     rows = []
@@ -211,7 +213,7 @@ def _reached(runs: Runs, method: str, metric: str, thresholds: Sequence[float], 
     lengths = np.array([steps[-1] for steps, _ in curves])
     if lengths.min() < window:
         return [NOTHING] * len(thresholds)
-    first = max(steps[steps >= window][0] for steps, _ in curves)
+    first = np.array([steps[steps >= window][0] for steps, _ in curves])
     found = [[steps_to_reach(*curve, t, window) for curve in curves] for t in thresholds]
     return [reached_cell(np.array(steps), lengths, first) for steps in found]
 
@@ -260,14 +262,15 @@ def fine_tuning_table(runs: Runs, window: float, baseline: str | None = None) ->
     return markdown([*header, *(name for y in others for name in (f"P(X > {y})", f"area minus {y}'s"))], rows)
 
 
-def reached_cell(steps: Array, lengths: Array, first: float = 0.0) -> str:
+def reached_cell(steps: Array, lengths: Array, first: Array | float = 0.0) -> str:
     """Median over seeds, least and most, and how many got there.
 
     Args:
         steps: of each seed, infinity if it never got there.
         lengths: environment steps that each seed ran.
-        first: the first at which a seed could be there; what is there by then has ``≤``.
+        first: the first at which each seed could be there; what is there by then has ``≤``.
     """
+    bounds = set(steps[steps <= first])
     never = np.isinf(steps)
     count = f"{(~never).sum()} of {len(steps)}"
     until = f"not reached by {lengths[never].min():,.0f}" if never.any() else ""
@@ -275,7 +278,7 @@ def reached_cell(steps: Array, lengths: Array, first: float = 0.0) -> str:
         return f"{until} ({count})"
 
     def number(n: float) -> str:
-        return f"{'≤ ' if n <= first else ''}{n:,.0f}"
+        return f"{'≤ ' if n in bounds else ''}{n:,.0f}"
 
     median = until if np.isinf(np.median(steps)) else number(float(np.median(steps)))
     most = "never" if never.any() else number(steps.max())

@@ -113,7 +113,7 @@ def test_steps_to_success_rates(runs: list[str], tmp_path: Path) -> None:
     assert cells == [*expected, "not reached by 2,000,000 (2,000,000 to never; 1 of 3)"]
     assert "trailing mean over 300,000 environment steps" in train
     cells = row(f"## {section}\n{test}", "flat", section)  # 0.2, 0.3, 0.25, then 0.4, 0.6, 0.5
-    assert cells[0] == "500,000 (500,000 to 500,000; 3 of 3)"
+    assert cells[0] == "≤ 500,000 (≤ 500,000 to ≤ 500,000; 3 of 3)"  # the first evaluation
     assert cells[1] == "1,000,000 (1,000,000 to 1,000,000; 3 of 3)"
     assert cells[2] == "not reached by 1,000,000 (0 of 3)"
 
@@ -318,7 +318,7 @@ def test_evaluations_are_of_the_mode(tmp_path: Path) -> None:
     write_metrics(run, logged)
     text = report([str(run)], tmp_path / "out", "--mode", "mean_action", "--thresholds", "0.3", "0.5")
     assert "`success_mean_action/test/mean`" in text
-    assert "| run | 1 (1 of 1) | not reached by 1 (0 of 1) |" in text
+    assert "| run | ≤ 1 (1 of 1) | not reached by 1 (0 of 1) |" in text
 
 
 def test_a_cell_shows_an_estimate_its_interval_and_of_what_it_is() -> None:

@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 
 from hmrl.cli.report import main
 from hmrl.results import curves
-from hmrl.results.file import ORIGIN
+from hmrl.results.file import BEGINNING
 from hmrl.results.reading import read
 from hmrl.results.runs import FINE_TUNED
 from hmrl.results.statistics import area_under
@@ -207,6 +207,31 @@ def test_a_log_without_its_beginning_has_no_area(tmp_path: Path) -> None:
     assert [row[0] for row in table(text, "## Fine-tuning")[1:]] == ["tuned (fine-tuned)", "scratch"]
     assert "late" not in [row[0] for row in table(text, "## Environment steps to a success rate")]
     assert "The log of late lacks the beginning of training" in text
+    # What says where it begins is believed: a single row may be late, and a long first rollout not.
+    for begins, curve, is_late in ((900_000, {1_000_000.0: 0.9}, True), (0, second, False)):
+        write_metrics(late, {f"rollout/success/{name}": curve for name in ("reach", "push", "mean")})
+        (late / BEGINNING).write_text(json.dumps({"env_steps": begins, "init_from": None}))
+        out = tmp_path / f"begins{begins}"
+        assert ("The log of late lacks" in report([*runs, str(late)], out)) == is_late
+        assert ("The log of late lacks" in report([str(out)], tmp_path / f"{out.name}-again")) == is_late
+
+
+def test_logs_that_do_not_overlap_have_no_end_in_common(tmp_path: Path) -> None:
+    runs = []
+    for seed, part in ((1, slice(0, 4)), (2, slice(5, 10))):
+        run = write_seed(tmp_path / f"a-seed{seed}", seed)
+        curve = dict([*rising(0.9, rows=10).items()][part])
+        write_metrics(run, {f"rollout/success/{name}": curve for name in ("reach", "mean")})
+        runs.append(str(run))
+    assert "Training rollouts, at the end" not in report(runs, tmp_path / "out")
+
+
+def test_a_curriculum_that_has_not_met_all_families_can_be_compared_by_its_tests(tmp_path: Path) -> None:
+    runs, blocks = write_runs(tmp_path), write_seed(tmp_path / "blocks-seed1", 1)
+    write_metrics(blocks, {"rollout/success/reach": rising(0.5, rows=10)})
+    write_result(blocks, result(rates(0.5, 0.1, 0.5)))
+    report([*runs, str(blocks)], tmp_path / "out")
+    assert "blocks" in report([str(tmp_path / "out")], tmp_path / "again")
 
 
 def test_steps_within_the_first_window_are_a_bound(tmp_path: Path) -> None:
@@ -265,5 +290,5 @@ def test_tables_without_numbers_and_logs_without_a_configuration_tell_fine_tuned
         (path / "config.yaml").unlink()  # as of a run from Python
         (path / "test-first_episode.json").unlink()
         if path.name.startswith("tuned"):
-            (path / ORIGIN).write_text(json.dumps(TUNED["init_from"]))
+            (path / BEGINNING).write_text(json.dumps({"env_steps": 0, **TUNED}))
     assert read(runs, "sampled").fine_tuned == {"tuned"}

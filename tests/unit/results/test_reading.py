@@ -203,6 +203,7 @@ def test_refuses_methods_with_different_families(tmp_path: Path) -> None:
     write_result(tmp_path / "a", result(RATES))
     write_metrics(write_seed(tmp_path / "b", 1), {"success/test/door-close": {1.0: 0.5}})
     with pytest.raises(
-        UserError, match=r"test families differ, .*: drawer-open in .*/a, but door-close in .*/b"
+        UserError,
+        match=r"test families differ, .*: drawer-open in .*/a \(a seed 1\), but door-close in .*/b",
     ):
         read([str(tmp_path / name) for name in ("a", "b")], "sampled")

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from hmrl.results.file import ORIGIN
+from hmrl.results.file import BEGINNING
 from hmrl.system.distributed import together
 from hmrl.training.callbacks.common import callbacks_of
 from hmrl.training.run_directory import claim, clear, continues, rewind
@@ -45,7 +45,7 @@ class RunDirectory(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Drop what was logged beyond the checkpoint; of a run that is written over, everything.
 
-        Beside the logs it says what training began from.
+        Beside them it says where they begin.
         """
         if not trainer.is_global_zero:
             return
@@ -58,10 +58,9 @@ class RunDirectory(pl.Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "resume"):  # ours
                 logger.resume(env_steps if continued else 0)
-        origin = Path(self.run_dir) / ORIGIN
-        origin.unlink(missing_ok=True)
-        if initial := getattr(pl_module, "initial", None):  # reports tell such runs from others
-            origin.write_text(json.dumps(initial, indent=2))
+        if not continued:  # reports ask whether a run is fine-tuned, and its log whole
+            beginning = {"env_steps": env_steps, "init_from": getattr(pl_module, "initial", None)}
+            (Path(self.run_dir) / BEGINNING).write_text(json.dumps(beginning, indent=2))
 
 
 def _moved(state: dict[str, Any], callback: ModelCheckpoint) -> dict[str, Any]:
