@@ -255,7 +255,10 @@ def test_a_report_is_on_all_that_is_finished(sweep_file: Path, commands: Command
             'for data.horizon "50", and now it has "60"',
         ),
         ({"runs": {"n3": []}}, r'for model.macro_vae.n "3", and now it has null'),
-        ({"base": ["configs/ml10.yaml", "configs/smoke.yaml"]}, "for configs/smoke.yaml another content"),
+        (
+            {"base": ["configs/ml10.yaml", "configs/smoke.yaml"]},
+            "for its configuration files .*, and now it has .*smoke",
+        ),
     ],
 )
 @pytest.mark.parametrize("state", ["tested", "trained", "stopped"])
@@ -289,6 +292,25 @@ def test_an_overlay_that_has_changed_is_noticed(sweep_file: Path, commands: Comm
     main(arguments)
     (tmp_path / "flat.yaml").write_text("model: {macro_vae: null, decision_interval: 5}\n")
     with pytest.raises(UserError, match=r"flat-seed1 began when .* for .*flat\.yaml another content"):
+        main(arguments)
+
+
+def test_the_order_of_overlays_counts(sweep_file: Path, commands: Commands, tmp_path: Path) -> None:
+    """A later one changes an earlier one."""
+    content = yaml.safe_load(sweep_file.read_text()) | {"runs": {"both": []}}
+    for name, n in (("one", 1), ("two", 2)):
+        (tmp_path / f"{name}.yaml").write_text(f"model: {{macro_vae: {{n: {n}}}}}\n")
+    arguments = [str(sweep_file), "--out", str(tmp_path / "out")]
+    for names, refused in ((("one", "two"), False), (("one", "two"), False), (("two", "one"), True)):
+        content["runs"]["both"] = [str(tmp_path / f"{name}.yaml") for name in names]
+        sweep_file.write_text(yaml.safe_dump(content, sort_keys=False))
+        if refused:
+            with pytest.raises(UserError, match="both-seed1 began when the sweep had for its configuration"):
+                main(arguments)
+        else:
+            main(arguments)
+    (tmp_path / "out" / "both-seed1" / "sweep.json").write_text("")
+    with pytest.raises(UserError, match=r"sweep\.json is not what hmrl sweep has left there"):
         main(arguments)
 
 

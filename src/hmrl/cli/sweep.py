@@ -77,12 +77,18 @@ class Run:
                 raise UserError(f"{self.folder.name} begins from {path}, and there is no such checkpoint")
         if not (self._began() and (file := self.folder / _ASKED).is_file()):
             return
-        asked, now = json.loads(file.read_text()), self._asked()
-        for what in asked:
-            for name in [*asked[what], *now[what]]:
-                there, here = (json.dumps(of[what].get(name), default=str) for of in (asked, now))
+        asked, now = read_yaml(file), self._asked()
+        if not isinstance(asked, dict) or asked.keys() != now.keys():
+            raise UserError(
+                f"{file} is not what hmrl sweep has left there: delete it, or choose another --out"
+            )
+        for what in now:
+            for name in dict.fromkeys([*asked[what], *now[what]]):
+                there, here = (
+                    json.dumps(of[what].get(name), default=str, sort_keys=True) for of in (asked, now)
+                )
                 if there != here:
-                    said = "another content" if what == "config" else f"{there}, and now it has {here}"
+                    said = "another content" if what == "contents" else f"{there}, and now it has {here}"
                     raise UserError(
                         f"{self.folder} began when the sweep had for {name} {said}: choose another --out, or "
                         "move that run away"
@@ -92,9 +98,10 @@ class Run:
         return (self.folder / "config.yaml").is_file()
 
     def _asked(self) -> dict[str, dict[str, Any]]:
-        """The settings that make the run, and the contents of its configuration files by name."""
-        files = {name: read_yaml(Path(config_file(name))) for name in self.config}
-        return {"settings": dict(self.settings), "config": files}
+        """The settings that make the run, its configuration files in their order, and what these hold."""
+        contents = {name: read_yaml(Path(config_file(name))) for name in self.config}
+        files = {"its configuration files": list(self.config)}
+        return {"settings": dict(self.settings), "files": files, "contents": contents}
 
     def note(self) -> None:
         """Leave in the directory what the run was asked for, unless it has begun."""
