@@ -39,14 +39,6 @@ _Loader = get_yaml_default_loader()  # what jsonargparse reads everything with
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
-def parse_yaml(text: str) -> Any:
-    """What a setting on the command line means; what is no YAML is text."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        return text
-
-
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds, read as configurations are.
 

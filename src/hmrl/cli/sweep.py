@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from hmrl.cli.report import main as report
-from hmrl.cli.shipped import config_file, parse_yaml, read_yaml
+from hmrl.cli.shipped import config_file, read_yaml
 from hmrl.system.cores import keep_to, share_of_cores
 from hmrl.system.errors import UserError
 from hmrl.system.paths import local_path
@@ -71,7 +71,7 @@ class Run:
             UserError: if the run began with other settings, or begins from what is not there.
         """
         origin = self.settings.get("init_from", "null")
-        if not self.finished() and parse_yaml(origin) is not None:
+        if not self.finished() and origin != "null":
             path = local_path(origin, "init_from", folder=False)
             if not path.is_file() and out.resolve() not in path.resolve().parents:
                 raise UserError(f"{self.folder.name} begins from {path}, and there is no such checkpoint")

@@ -45,7 +45,7 @@ class RunDirectory(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Drop what was logged beyond the checkpoint; of a run that is written over, everything.
 
-        Beside them it says where they begin.
+        Beside the logs it leaves a note of where they begin.
         """
         if not trainer.is_global_zero:
             return
